@@ -14,8 +14,8 @@ run: ## start everything on this machine: ./bin/pgjet dev (ARGS="--port 7500" mo
 build: ## build bin/pgjet, static
 	CGO_ENABLED=0 go build -trimpath -o bin/pgjet ./cmd/pgjet
 
-# The packages whose tests take minutes begin first.
-SLOWEST = ./cmd/pgjet ./consumers ./relay ./consumers/replay ./producer
+# The packages whose tests take long begin first.
+SLOWEST = ./cmd/pgjet ./consumers ./internal/tests/chaos ./internal/tests/console ./relay ./producer ./consumers/replay ./internal/tests/guide ./consumers/saga
 
 # 'make check' vets the tests, too.
 test: ## run all tests, with PostgreSQL and NATS servers that they start themselves
@@ -44,7 +44,7 @@ demo-recovery: ## show what goes wrong with consumers, and how it is put right; 
 	docs/demo-recovery.sh
 
 chaos: ## kill, freeze, cut and fill for up to 20 minutes; PGJET_CHAOS=0.2 does a fifth of it
-	PGJET_CHAOS=$${PGJET_CHAOS:-1} go test -count=1 -p 1 -timeout 20m -v -run '^TestChaos' ./cmd/pgjet ./consumers/... ./producer
+	PGJET_CHAOS=$${PGJET_CHAOS:-1} go test -count=1 -p 1 -timeout 20m -v -run '^TestChaos' ./internal/tests/chaos ./consumers/... ./producer
 
 matrix: ## run the main path in some thirty surroundings of PostgreSQL and NATS, up to 20 minutes; PGJET_PG_BINS names further programs
 	PGJET_MATRIX=1 go test -count=1 -parallel 3 -timeout 20m -v -run '^TestMatrix$$' ./cmd/pgjet
@@ -56,7 +56,7 @@ facts: ## check what the relay and the consumers rely on in nats-server, on thre
 	PGJET_FACTS=1 go test -count=1 -p 1 -timeout 20m -v -run '^(TestFacts|TestWrongExpectedIDKillsReplicas$$|TestCaughtUpReplicaKnowsNoID$$|TestAddedReplicasKnowNoID$$)' ./relay ./consumers
 
 powercut: ## cut the power of the NATS server's disk: needs root and loop devices, and says so where it cannot run
-	PGJET_POWERCUT=1 go test -count=1 -timeout 5m -v -run '^TestPowerCut$$' ./cmd/pgjet
+	PGJET_POWERCUT=1 go test -count=1 -timeout 5m -v -run '^TestPowerCut$$' ./internal/tests/chaos
 
 # What takes too long counts neither way, so the limit is wide.
 MUTANTS = GOFLAGS=-count=1 go run github.com/go-gremlins/gremlins/cmd/gremlins@v0.6.0 unleash --workers 1 --timeout-coefficient 10

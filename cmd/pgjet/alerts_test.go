@@ -334,7 +334,7 @@ func TestAlerts(t *testing.T) {
 	}
 	skewed.at = skewed.at.Add(time.Minute)
 	g.fires("another version runs", before, skewed, "PgjetVersionSkew")
-	r.kill()
+	r.Kill()
 	g.fires("the process is gone", before, deadMoment(), "PgjetProcessDown PgjetNoRelay PgjetConsumerGone")
 	for _, rule := range readAlertRules(t) {
 		if !g.fired[rule.Alert] {

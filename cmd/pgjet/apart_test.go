@@ -22,32 +22,11 @@ import (
 	"github.com/pgjet/pgjet/relay"
 )
 
-const anyPort = "127.0.0.1:0"
-
-// A service is a running process with its admin pages.
-type service struct {
-	*process
-	admin string
-	addr  string // of the API, if it is users or directory
-}
-
-func startService(t testing.TB, args ...string) *service {
-	t.Helper()
-	s := &service{process: start(t, nil, append(args, "--admin-addr", anyPort)...)}
-	s.admin = s.logged("starting", "admin")
-	return s
-}
-
 func startUsers(t testing.TB, database string, flags ...string) *service {
 	t.Helper()
 	s := startService(t, append([]string{"users", "--database-url", database, "--addr", anyPort, "--token-key-file", keyFile(t)}, flags...)...)
-	s.addr = s.logged("serving the API", "addr")
+	s.Addr = s.Logged("serving the API", "addr")
 	return s
-}
-
-func startRelay(t testing.TB, database, nats string) *service {
-	t.Helper()
-	return startService(t, "relay", "--database-url", database, "--nats-url", nats, "--source", devSource)
 }
 
 func startMailer(t testing.TB, database, nats, smtp string) *service {
@@ -81,16 +60,6 @@ func startMail(t testing.TB, addr string) (smtp, inbox string) {
 	return l.Addr().String(), pages.URL
 }
 
-// ensureStream creates the stream as "pgjet stream ensure" does.
-func ensureStream(t testing.TB, url string) jetstream.JetStream {
-	t.Helper()
-	js := testenv.Connect(t, url)
-	if created, _, err := relay.EnsureStream(t.Context(), js, relay.StreamConfig("EVENTS", 1)); err != nil || !created {
-		t.Fatalf("create the stream: %t, %v", created, err)
-	}
-	return js
-}
-
 // TestApart runs pgjet as in production: tables, stream, and each service in a process of its own.
 func TestApart(t *testing.T) {
 	t.Parallel()
@@ -105,19 +74,19 @@ func TestApart(t *testing.T) {
 	smtp, inbox := startMail(t, anyPort)
 	mailer, directory := startMailer(t, database, nats, smtp), startDirectory(t, database, nats)
 	for _, s := range []*service{users, relay, mailer, directory} {
-		s.ready(s.admin)
-		checkPages(t, s.admin)
-		must(t, exitOK, "ready", "--admin-addr", strings.TrimPrefix(s.admin, "http://"))
+		s.Ready(s.Admin)
+		checkPages(t, s.Admin)
+		must(t, exitOK, "ready", "--admin-addr", strings.TrimPrefix(s.Admin, "http://"))
 	}
-	signUp(t, users.addr, "ann@example.com")
+	signUp(t, users.Addr, "ann@example.com")
 	oneMail(t, inbox, "ann@example.com")
-	findsPeople(t, directory.addr, "ann@", "Ann")
+	findsPeople(t, directory.Addr, "ann@", "Ann")
 	for _, s := range []*service{users, relay, mailer, directory} {
-		s.signal(syscall.SIGTERM)
-		if code := s.wait(patience); code != exitOK {
+		s.Signal(syscall.SIGTERM)
+		if code := s.Wait(patience); code != exitOK {
 			t.Errorf("exit code %d, want 0, of %s", code, s)
 		}
-		must(t, exitUnreachable, "ready", "--admin-addr", strings.TrimPrefix(s.admin, "http://"))
+		must(t, exitUnreachable, "ready", "--admin-addr", strings.TrimPrefix(s.Admin, "http://"))
 	}
 }
 
@@ -126,7 +95,7 @@ func TestApart(t *testing.T) {
 func TestReadyEverywhere(t *testing.T) {
 	t.Parallel()
 	p := start(t, nil, "users", "--database-url", testenv.DatabaseURL(t), "--addr", anyPort, "--admin-addr", "0.0.0.0:0")
-	_, port, err := net.SplitHostPort(strings.TrimPrefix(p.logged("starting", "admin"), "http://"))
+	_, port, err := net.SplitHostPort(strings.TrimPrefix(p.Logged("starting", "admin"), "http://"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -203,7 +172,7 @@ func TestMigrateAtTheSameTime(t *testing.T) {
 		all = append(all, start(t, nil, "migrate", "up", "--demo", "--database-url", database))
 	}
 	for _, p := range all {
-		if code := p.wait(patience); code != exitOK {
+		if code := p.Wait(patience); code != exitOK {
 			t.Errorf("exit code %d, want 0, of %s", code, p)
 		}
 	}
@@ -260,13 +229,13 @@ func TestSecondSignalEndsAtOnce(t *testing.T) {
 			t.Fatal(err)
 		}
 		s := startUsers(t, database)
-		s.ready(s.admin)
+		s.Ready(s.Admin)
 		hanging := make(chan struct{})
-		go func() { defer close(hanging); post(t, s.addr, "ann@example.com") }()
+		go func() { defer close(hanging); post(t, s.Addr, "ann@example.com") }()
 		testenv.Eventually(t, patience, "the request hangs", func() bool {
 			return query[int](t, lock, `select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()`) == 1
 		})
-		s.endsAtOnce()
+		endsAtOnce(s)
 		<-hanging
 	})
 	t.Run("welcome-mailer", func(t *testing.T) {
@@ -280,28 +249,28 @@ func TestSecondSignalEndsAtOnce(t *testing.T) {
 		defer silent.Close()
 		s := startMailer(t, database, nats, silent.Addr().String())
 		r := startRelay(t, database, nats)
-		r.ready(r.admin)
-		s.ready(s.admin)
-		signUp(t, startUsers(t, database).addr, "ann@example.com")
+		r.Ready(r.Admin)
+		s.Ready(s.Admin)
+		signUp(t, startUsers(t, database).Addr, "ann@example.com")
 		conn, err := silent.Accept()
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer conn.Close()
-		s.endsAtOnce()
+		endsAtOnce(s)
 	})
 }
 
 // endsAtOnce stops a service that has work in hand. It checks that the service waits for the work
 // until it gets a second signal.
-func (s *service) endsAtOnce() {
-	s.t.Helper()
-	s.signal(syscall.SIGTERM)
-	s.notReady(s.admin, "stopping")
-	s.killed = true // its exit code is not 0
+func endsAtOnce(s *service) {
+	s.T.Helper()
+	s.Signal(syscall.SIGTERM)
+	s.NotReady(s.Admin, "stopping")
+	s.Killed = true // its exit code is not 0
 	begun := time.Now()
-	s.signal(syscall.SIGTERM)
-	if code := s.wait(2 * time.Second); code != exitInterrupted {
-		s.t.Errorf("exit code %d, want %d, %s after the second signal, of %s", code, exitInterrupted, time.Since(begun), s)
+	s.Signal(syscall.SIGTERM)
+	if code := s.Wait(2 * time.Second); code != exitInterrupted {
+		s.T.Errorf("exit code %d, want %d, %s after the second signal, of %s", code, exitInterrupted, time.Since(begun), s)
 	}
 }

@@ -109,7 +109,7 @@ func TestAuditFindsEachDifference(t *testing.T) {
 	db := openDB(t, database)
 	js := ensureStream(t, g.url("admin"))
 	r := startRelay(t, database, g.url("admin"))
-	r.ready(r.admin)
+	r.Ready(r.Admin)
 	testenv.Exec(t, db, `insert into pgjet.outbox (id, type, key, header, traceparent, data)
 		select gen_random_uuid(), 'note.made', 'k' || n % 1000, '{"Tenant": "a b"}', '00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01', json_build_object('n', n)
 		  from generate_series(1, $1::int) n`, count)
@@ -119,7 +119,7 @@ func TestAuditFindsEachDifference(t *testing.T) {
 		t.Fatalf("of a whole stream the audit says %+v", a)
 	}
 	t.Logf("an audit of %d events took %s", count, time.Since(begun).Round(time.Millisecond))
-	r.stop()
+	r.Stop()
 
 	const changed, dropped, doubled, early, deleted = 1234, 2345, 3456, 4567, 5678
 	var moved *nats.Msg
@@ -138,7 +138,7 @@ func TestAuditFindsEachDifference(t *testing.T) {
 		return []*nats.Msg{m}
 	})
 	r = startRelay(t, database, g.url("admin"))
-	r.ready(r.admin)
+	r.Ready(r.Admin)
 	published(t, database, count+1)
 	if err := stream.DeleteMsg(t.Context(), dropped); err != nil {
 		t.Fatal(err)
@@ -174,7 +174,7 @@ func TestStatusOfAnAudit(t *testing.T) {
 	database, nats := testenv.DatabaseURL(t), testenv.NATS(t).URL()
 	ensureStream(t, nats)
 	r := startService(t, "relay", "--database-url", database, "--nats-url", nats, "--audit-rate", "0")
-	r.ready(r.admin)
+	r.Ready(r.Admin)
 	says(t, exitOK, "audit show", asOperator(database), "last pass   none\n", "under way   none\n")
 	finds(t, exitOK, database, nats)
 	pass := func(missing int, ended string) {

@@ -23,7 +23,7 @@ func TestCacheAcrossProcesses(t *testing.T) {
 	database, nats := testenv.DatabaseURL(t), testenv.NATS(t).URL()
 	js, db := ensureStream(t, nats), openDB(t, database)
 	relay := startRelay(t, database, nats)
-	relay.ready(relay.admin)
+	relay.Ready(relay.Admin)
 	issuer, err := auth.Generate()
 	if err != nil {
 		t.Fatal(err)

@@ -127,25 +127,25 @@ func TestCanary(t *testing.T) {
 	js := ensureStream(t, n.URL())
 	run := func(args ...string) *service {
 		args = append(args, "--database-url", database, "--nats-url", nats, "--admin-addr", anyPort, "--log-level", "debug")
-		s := &service{process: start(t, vars, args...)}
-		s.admin = s.logged("starting", "admin")
+		s := &service{Process: start(t, vars, args...)}
+		s.Admin = s.Logged("starting", "admin")
 		return s
 	}
 	profiles, config := repeat(t), configFileOf(t, "a.yaml", "mail_rate: 1\n")
 	users := run("users", "--addr", anyPort, "--profiles-url", profiles, "--config", config)
-	users.addr = users.logged("serving the API", "addr")
+	users.Addr = users.Logged("serving the API", "addr")
 	smtp := "smtp://" + refuseMail(t) + "?tls=off"
 	all := []*service{users, run("relay"), run("consume", "welcome-mailer", "--smtp-url", smtp), run("consume", "directory", "--addr", anyPort)}
 	for _, s := range all {
-		s.ready(s.admin)
+		s.Ready(s.Admin)
 	}
-	m := &mine{t: t, users: users.addr, token: canaryToken}
+	m := &mine{t: t, users: users.Addr, token: canaryToken}
 	m.requests()
 	db := openDB(t, server.URL())
 	billing := startService(t, "standin", "billing", "--nats-url", nats, "--addr", anyPort, "--log-level", "debug")
-	decline(t, billing.logged("serving the API", "addr"))
+	decline(t, billing.Logged("serving the API", "addr"))
 	all = append(all, billing, run("consume", "onboarding", "--profiles-url", profiles))
-	all[len(all)-1].eventually(patience, "the account is declined", func() bool {
+	all[len(all)-1].Eventually(patience, "the account is declined", func() bool {
 		return query[int](t, db, `select count(*) from pgjet.saga where state = 'undone'`) > 0
 	})
 	m.misconfigure(users, config)
@@ -156,14 +156,14 @@ func TestCanary(t *testing.T) {
 			m.search(fmt.Sprint(words[:2]), out)
 		}
 	}
-	all[2].eventually(patience, "the mail is refused for good", func() bool {
+	all[2].Eventually(patience, "the mail is refused for good", func() bool {
 		return query[int](t, db, `select count(*) from pgjet.dead_letter`) > 0
 	})
 	refuseEvents(t, js)
-	if status, _, body := request(t, "POST", users.addr+"/users", canarySignUp("late."+canaryEmail, canaryPassword), map[string]string{"Content-Type": "application/json"}); status != 201 {
+	if status, _, body := request(t, "POST", users.Addr+"/users", canarySignUp("late."+canaryEmail, canaryPassword), map[string]string{"Content-Type": "application/json"}); status != 201 {
 		t.Errorf("POST /users = %d %s, want 201", status, body)
 	}
-	all[1].eventually(patience, "the event is refused", func() bool {
+	all[1].Eventually(patience, "the event is refused", func() bool {
 		return query[int](t, db, `select count(*) from pgjet.quarantine`) > 0
 	})
 	for _, sql := range []string{
@@ -180,25 +180,25 @@ func TestCanary(t *testing.T) {
 	db.Close()
 	metrics := ""
 	for _, s := range all {
-		_, page := get(t, s.admin+"/metrics")
+		_, page := get(t, s.Admin+"/metrics")
 		metrics += page
 	}
 	stopPostgres(t, server)
 	for _, s := range all[:2] {
-		s.notReady(s.admin, "database_unreachable")
+		s.NotReady(s.Admin, "database_unreachable")
 	}
 	if status := m.send("POST", "/users", canarySignUp("third."+canaryEmail, canaryPassword)); status != 503 {
 		t.Errorf("POST /users = %d without PostgreSQL, want 503", status)
 	}
 	for _, s := range all {
-		_, page := get(t, s.admin+"/metrics")
-		_, ready := get(t, s.admin+"/readyz")
+		_, page := get(t, s.Admin+"/metrics")
+		_, ready := get(t, s.Admin+"/readyz")
 		metrics += page + ready
 	}
 	stopAll(all...)
 	m.search("metrics", metrics)
 	for _, s := range all {
-		m.search("the output of "+s.name[:20], s.stdout.String()+s.stderr.String())
+		m.search("the output of "+s.Name[:20], s.Stdout.String()+s.Stderr.String())
 	}
 	m.search("the traces", spans.String())
 	if !strings.Contains(spans.String(), "/users/{id}") || !strings.Contains(spans.String(), "user.created") {
@@ -219,7 +219,7 @@ func (m *mine) misconfigure(users *service, file string) {
 		"users:\n  requests: https://ann:" + secret + "@h\n":                            "want a whole number",
 	} {
 		rewrite(m.t, file, text)
-		users.eventually(patience, "it refuses the configuration: "+says, func() bool { return strings.Contains(users.stderr.String(), says) })
+		users.Eventually(patience, "it refuses the configuration: "+says, func() bool { return strings.Contains(users.Stderr.String(), says) })
 	}
 }
 

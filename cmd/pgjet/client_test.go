@@ -3,55 +3,20 @@ package main
 import (
 	"encoding/json"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
-	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
-	"time"
 
-	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/devmail"
 	"github.com/pgjet/pgjet/internal/testenv"
 )
-
-var client = &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
-
-// request returns status, header and body of the answer; status 0 if there is none.
-func request(t testing.TB, method, url, body string, header map[string]string) (int, http.Header, string) {
-	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(body))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, value := range header {
-		req.Header.Set(name, value)
-	}
-	resp, err := client.Do(req)
-	if err != nil {
-		return 0, nil, err.Error()
-	}
-	defer resp.Body.Close()
-	b, err := io.ReadAll(resp.Body)
-	if err != nil {
-		return 0, nil, err.Error()
-	}
-	return resp.StatusCode, resp.Header, string(b)
-}
-
-func get(t testing.TB, url string) (int, string) {
-	t.Helper()
-	status, _, body := request(t, http.MethodGet, url, "", nil)
-	return status, body
-}
 
 // post signs a user up and returns the answer.
 func post(t testing.TB, users, email string) (int, http.Header, string) {
@@ -152,41 +117,6 @@ func checkPages(t testing.TB, admin string) {
 	}
 }
 
-// ready waits until the process with these admin pages is ready.
-func (p *process) ready(admin string) {
-	p.t.Helper()
-	p.eventually(patience, "it is ready", func() bool {
-		status, _ := get(p.t, admin+"/readyz")
-		return status == http.StatusOK
-	})
-}
-
-// hasRole waits until the process is ready and reports this role.
-func (p *process) hasRole(admin, role string) {
-	p.t.Helper()
-	p.readyAs(admin, fmt.Sprintf(`"role":%q`, role))
-}
-
-// readyAs waits until the process is ready and reports this text.
-func (p *process) readyAs(admin, text string) {
-	p.t.Helper()
-	p.eventually(patience, "it is ready as "+text, func() bool {
-		status, body := get(p.t, admin+"/readyz")
-		return status == http.StatusOK && strings.Contains(body, text)
-	})
-}
-
-// notReady waits until the process is not ready and reports this reason.
-func (p *process) notReady(admin, cause string) {
-	p.t.Helper()
-	body := ""
-	p.eventually(patience, "it is not ready because of "+cause, func() bool {
-		var status int
-		status, body = get(p.t, admin+"/readyz")
-		return status == http.StatusServiceUnavailable && strings.Contains(body, cause)
-	})
-}
-
 // firstPort is where this test run begins to look for free ports: below those that the system
 // assigns.
 var (
@@ -221,37 +151,10 @@ func busyPorts(t testing.TB, first int) []int {
 	return busy
 }
 
-func local(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
-
 // alive reports whether a process with that id is running. A zombie is not.
 func alive(pid int) bool {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	return err == nil && !strings.Contains(string(stat), ") Z ")
-}
-
-// openDB returns a pool that is closed before its process or server is stopped.
-func openDB(t testing.TB, url string) *pgxpool.Pool {
-	t.Helper()
-	db, err := pgxpool.New(t.Context(), url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(db.Close)
-	return db
-}
-
-// query returns the one value that sql selects.
-func query[T any](t testing.TB, db *pgxpool.Pool, sql string, args ...any) T {
-	t.Helper()
-	rows, err := db.Query(t.Context(), sql, args...)
-	if err != nil {
-		t.Fatalf("%s: %v", sql, err)
-	}
-	value, err := pgx.CollectExactlyOneRow(rows, pgx.RowTo[T])
-	if err != nil {
-		t.Fatalf("%s: %v", sql, err)
-	}
-	return value
 }
 
 // stored returns the messages of the stream, in order.

@@ -79,7 +79,7 @@ func handleAll(t *testing.T, vars env) time.Duration {
 	relay := start(t, vars, append([]string{"relay", "--source", devSource}, where...)...)
 	directory := start(t, vars, append([]string{"consume", "directory", "--addr", anyPort}, where...)...)
 	for _, p := range []*process{relay, directory} {
-		p.ready(p.logged("starting", "admin"))
+		p.Ready(p.Logged("starting", "admin"))
 	}
 	n := 0
 	handled := func(count int) {
@@ -109,8 +109,8 @@ func handleAll(t *testing.T, vars env) time.Duration {
 	took := time.Since(begun)
 	for _, p := range []*process{relay, directory} {
 		asked := time.Now()
-		p.signal(os.Interrupt)
-		if code := p.wait(patience); code != exitOK {
+		p.Signal(os.Interrupt)
+		if code := p.Wait(patience); code != exitOK {
 			t.Errorf("exit code %d, want 0, of %s", code, p)
 		}
 		if took := time.Since(asked); took > 8*time.Second { // 5 s are for the last export

@@ -13,7 +13,7 @@ import (
 func completed(t *testing.T, vars env, args ...string) (words []string) {
 	t.Helper()
 	code, p := runProcess(t, vars, append([]string{"__complete"}, args...)...)
-	lines := strings.Split(strings.TrimSpace(p.stdout.String()), "\n")
+	lines := strings.Split(strings.TrimSpace(p.Stdout.String()), "\n")
 	if code != exitOK || lines[len(lines)-1] != ":4" { // no names of files
 		t.Fatalf("exit code %d, of %s", code, p)
 	}

@@ -41,7 +41,7 @@ func showConfigOf(t *testing.T, vars env, args ...string) (all map[string][2]str
 	t.Helper()
 	code, p := runProcess(t, vars, append([]string{"config", "show", "-o", "json"}, args...)...)
 	var c shownConfig
-	if err := json.Unmarshal([]byte(p.stdout.String()), &c); code != exitOK || err != nil {
+	if err := json.Unmarshal([]byte(p.Stdout.String()), &c); code != exitOK || err != nil {
 		t.Fatalf("exit code %d, %v, of %s", code, err, p)
 	}
 	all = make(map[string][2]string)
@@ -86,7 +86,7 @@ func TestConfigShow(t *testing.T) {
 		t.Errorf("addr is by %q, want it to say what it is for users", addr)
 	}
 	code, p := runProcess(t, vars, "config", "show", "--origin", "--stream", "FLAG")
-	if out := p.stdout.String(); code != exitOK || !regexp.MustCompile(`users\.cache\.ttl +1m0s +`+regexp.QuoteMeta(file)+":7\n").MatchString(out) || !strings.Contains(out, "hash "+hash) {
+	if out := p.Stdout.String(); code != exitOK || !regexp.MustCompile(`users\.cache\.ttl +1m0s +`+regexp.QuoteMeta(file)+":7\n").MatchString(out) || !strings.Contains(out, "hash "+hash) {
 		t.Errorf("exit code %d, want the same in a table, of %s", code, p)
 	}
 }
@@ -130,11 +130,11 @@ func TestConfigValidate(t *testing.T) {
 	refused(t, exitUsage, []string{"users", "--config", "none.yaml"}, "none.yaml", "no such file")
 	refused(t, exitUsage, []string{"config", "validate"}, "--config", "PGJET_CONFIG")
 	code, p := runProcess(t, env{"PGJET_USERS__CACHE__TTL": "soon"}, "users")
-	if code != exitUsage || !strings.Contains(p.stderr.String(), "PGJET_USERS__CACHE__TTL") {
+	if code != exitUsage || !strings.Contains(p.Stderr.String(), "PGJET_USERS__CACHE__TTL") {
 		t.Errorf("exit code %d, want 2 and the variable, of %s", code, p)
 	}
 	code, p = runProcess(t, env{"PGJET_DATABASE_URL": "x", "PGJET_DATABASE_URL_FILE": good}, "users")
-	if code != exitUsage || !strings.Contains(p.stderr.String(), "both given") {
+	if code != exitUsage || !strings.Contains(p.Stderr.String(), "both given") {
 		t.Errorf("exit code %d, want 2 and the reason, of %s", code, p)
 	}
 }

@@ -28,8 +28,8 @@ func TestUsersFollowTheirConfiguration(t *testing.T) {
 	text := "addr: " + anyPort + "\nadmin_addr: " + anyPort + "\nlog_level: info\n"
 	file := configFileOf(t, "a.yaml", text)
 	p := start(t, env{"PGJET_DATABASE_URL": testenv.DatabaseURL(t)}, "users", "--config", file)
-	admin := p.logged("starting", "admin")
-	p.ready(admin)
+	admin := p.Logged("starting", "admin")
+	p.Ready(admin)
 	metric := func(pattern string) bool {
 		_, body := get(t, admin+"/metrics")
 		return regexp.MustCompile(pattern).MatchString(body)
@@ -40,24 +40,24 @@ func TestUsersFollowTheirConfiguration(t *testing.T) {
 		t.Errorf("/metrics has not the hash %s, or no time or failures: %s", hash, body)
 	}
 	rewrite(t, file, strings.Replace(text, "info", "loud", 1)+"stream: OTHER\n")
-	p.logged("the configuration was not changed, the last good one stays", "err")
+	p.Logged("the configuration was not changed, the last good one stays", "err")
 	rewrite(t, file, text+"stream: OTHER\nusers:\n  requests: 5\n")
-	p.eventually(patience, "it needs a restart", func() bool { return strings.Contains(p.stderr.String(), "restart it") })
+	p.Eventually(patience, "it needs a restart", func() bool { return strings.Contains(p.Stderr.String(), "restart it") })
 	if !metric(`(?m)^pgjet_config_reload_failures_total 2$`) || !metric(hash) {
 		t.Error("/metrics has not 2 failures and the old hash")
 	}
 	rewrite(t, file, strings.Replace(text, "info", "error", 1))
-	p.eventually(patience, "another hash", func() bool { return !metric(hash) })
-	lines := len(p.log(""))
+	p.Eventually(patience, "another hash", func() bool { return !metric(hash) })
+	lines := len(p.Log(""))
 	rewrite(t, file, strings.Replace(text, "info", "debug", 1))
-	if got := p.logged("configuration changed", "keys"); got != "log_level" {
+	if got := p.Logged("configuration changed", "keys"); got != "log_level" {
 		t.Errorf("keys = %s, want log_level", got)
 	}
-	if got := p.log("")[lines:]; len(got) != 1 {
+	if got := p.Log("")[lines:]; len(got) != 1 {
 		t.Errorf("with log_level error it logged %v", got[:len(got)-1])
 	}
-	p.signal(syscall.SIGHUP)
-	p.logged("configuration read again, no value has changed", "hash")
+	p.Signal(syscall.SIGHUP)
+	p.Logged("configuration read again, no value has changed", "hash")
 	if status, _ := get(t, admin+"/livez"); status != http.StatusOK {
 		t.Errorf("/livez = %d after SIGHUP", status)
 	}
@@ -70,19 +70,19 @@ func TestLogLevelIsForgotten(t *testing.T) {
 	text := "addr: " + anyPort + "\nadmin_addr: " + anyPort + "\n"
 	file := configFileOf(t, "a.yaml", text+"log_level: debug\n")
 	p := start(t, env{"PGJET_DATABASE_URL": testenv.DatabaseURL(t)}, "users", "--config", file)
-	addr := p.logged("serving the API", "addr")
+	addr := p.Logged("serving the API", "addr")
 	refusal := func() {
 		request(t, http.MethodGet, addr+"/users", "", map[string]string{"Authorization": "Bearer none"})
 	}
-	details := func() int { return strings.Count(p.stderr.String(), `"level":"DEBUG"`) }
+	details := func() int { return strings.Count(p.Stderr.String(), `"level":"DEBUG"`) }
 	refusal()
-	p.eventually(patience, "a line at level debug", func() bool { return details() > 0 })
+	p.Eventually(patience, "a line at level debug", func() bool { return details() > 0 })
 	rewrite(t, file, text)
-	p.logged("configuration changed", "keys")
+	p.Logged("configuration changed", "keys")
 	before := details()
 	refusal()
-	p.signal(syscall.SIGHUP)
-	p.logged("configuration read again, no value has changed", "hash") // so all earlier changes were read, too
+	p.Signal(syscall.SIGHUP)
+	p.Logged("configuration read again, no value has changed", "hash") // so all earlier changes were read, too
 	if after := details(); after != before {
 		t.Errorf("%d lines at level debug, %d when the configuration had changed: %s", after, before, p)
 	}
@@ -129,9 +129,9 @@ func TestFlagWinsOverReload(t *testing.T) {
 	text := "flags:\n  profiles: true\ntrusted_proxies: 10.0.0.0/8,192.168.0.0/16\n"
 	file := configFileOf(t, "a.yaml", text)
 	p := start(t, env{"PGJET_ADDR": anyPort}, "users", "--database-url", testenv.DatabaseURL(t), "--admin-addr", anyPort, "--log-level", "info", "--config", file)
-	p.ready(p.logged("starting", "admin"))
+	p.Ready(p.Logged("starting", "admin"))
 	rewrite(t, file, strings.Replace(text, "true", "false", 1)+"log_level: error\naddr: 127.0.0.1:1\n")
-	if got := p.logged("configuration changed", "keys"); got != "flags.profiles" {
+	if got := p.Logged("configuration changed", "keys"); got != "flags.profiles" {
 		t.Errorf("keys = %s, want flags.profiles", got)
 	}
 }
@@ -144,8 +144,8 @@ func TestDevFollowsItsConfiguration(t *testing.T) {
 	r := startDev(t, dir, port, "--database-url", database, "--nats-url", n.URL())
 	file := filepath.Join(dir, "pgjet.yaml")
 	b, err := os.ReadFile(file)
-	if err != nil || !strings.Contains(r.stdout.String(), `"config":"`+file+`"`) {
-		t.Fatalf("%v, and it says %s", err, r.stdout.String())
+	if err != nil || !strings.Contains(r.Stdout.String(), `"config":"`+file+`"`) {
+		t.Fatalf("%v, and it says %s", err, r.Stdout.String())
 	}
 	text := string(b)
 	for _, want := range []string{"log_level: debug", "\nusers:\n", "\nflags:\n  profiles: true"} {
@@ -155,13 +155,13 @@ func TestDevFollowsItsConfiguration(t *testing.T) {
 	}
 	text = strings.Replace(text, "profiles: true", "profiles: false", 1)
 	rewrite(t, file, text)
-	r.eventually(patience, "it takes effect", func() bool { return strings.Contains(r.stderr.String(), "keys=flags.profiles") })
-	r.stop()
+	r.Eventually(patience, "it takes effect", func() bool { return strings.Contains(r.Stderr.String(), "keys=flags.profiles") })
+	r.Stop()
 	r = startDev(t, dir, port, "--database-url", database, "--nats-url", n.URL())
 	if b, err := os.ReadFile(file); err != nil || string(b) != text {
 		t.Errorf("the file is now\n%s\n%v", b, err)
 	}
-	r.stop()
+	r.Stop()
 	rewrite(t, file, "users:\n  request: 5\n")
 	refused(t, exitUsage, devArgs(dir, port), file+":2", "did you mean users.requests?")
 	if err := os.Rename(file, file+".mine"); err != nil {
@@ -169,8 +169,8 @@ func TestDevFollowsItsConfiguration(t *testing.T) {
 	}
 	own := configFileOf(t, "own.yaml", "database_url: "+database+"\nnats_url: "+n.URL()+"\n")
 	r = startDev(t, dir, port, "--config", own)
-	if _, err := os.Stat(file); err == nil || !strings.Contains(r.stdout.String(), own) {
-		t.Errorf("it wrote %s (%v), or does not say %s: %s", file, err, own, r.stdout.String())
+	if _, err := os.Stat(file); err == nil || !strings.Contains(r.Stdout.String(), own) {
+		t.Errorf("it wrote %s (%v), or does not say %s: %s", file, err, own, r.Stdout.String())
 	}
 }
 

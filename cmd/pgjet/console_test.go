@@ -23,15 +23,15 @@ func TestConsole(t *testing.T) {
 	}
 	flags := []string{"console", "--database-url", database, "--nats-url", n.URL()}
 	own := start(t, nil, append(flags, "--listen", anyPort, "--also", "billing="+testenv.DatabaseURL(t))...)
-	if status, page := get(t, own.logged("serving the console", "addr")+"/"); status != http.StatusOK || !strings.Contains(page, "no relay has ever run") {
+	if status, page := get(t, own.Logged("serving the console", "addr")+"/"); status != http.StatusOK || !strings.Contains(page, "no relay has ever run") {
 		t.Errorf("GET / = %d %s, want what is wrong", status, page)
 	}
-	if status, page := get(t, own.logged("serving the console", "addr")+"/db/billing/dead"); status != http.StatusOK || !strings.Contains(page, `href="/db/billing/events"`) {
+	if status, page := get(t, own.Logged("serving the console", "addr")+"/db/billing/dead"); status != http.StatusOK || !strings.Contains(page, `href="/db/billing/events"`) {
 		t.Errorf("GET /db/billing/dead = %d %s, want a page of the further database", status, page)
 	}
 	refused(t, exitUsage, append(flags, "--listen", anyPort, "--also", database), "NAME=URL")
 	public := start(t, nil, append(flags, "--listen", "0.0.0.0:0", "--token-file", file)...)
-	addr := strings.Replace(public.logged("serving the console", "addr"), "[::]", "127.0.0.1", 1)
+	addr := strings.Replace(public.Logged("serving the console", "addr"), "[::]", "127.0.0.1", 1)
 	if status, page := get(t, addr+"/"); status != http.StatusUnauthorized || !strings.Contains(page, "Log in") {
 		t.Errorf("GET / of a public console = %d %s, want that one logs in", status, page)
 	}
@@ -39,7 +39,7 @@ func TestConsole(t *testing.T) {
 		t.Errorf("GET / with the token = %d %s", status, page)
 	}
 
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, own.logged("serving the console", "addr")+"/?live=", nil)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, own.Logged("serving the console", "addr")+"/?live=", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -51,8 +51,8 @@ func TestConsole(t *testing.T) {
 	defer resp.Body.Close()
 	begun := time.Now()
 	for _, p := range []*process{own, public} {
-		p.signal(os.Interrupt)
-		if code := p.wait(patience); code != exitOK {
+		p.Signal(os.Interrupt)
+		if code := p.Wait(patience); code != exitOK {
 			t.Errorf("exit code %d after an interrupt, want 0, of %s", code, p)
 		}
 	}

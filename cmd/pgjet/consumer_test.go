@@ -23,7 +23,7 @@ func startHandling(t *testing.T) (s *service, database, nats string, js jetstrea
 	js = ensureStream(t, nats)
 	smtp, _ := startMail(t, anyPort)
 	s = startMailer(t, database, nats, smtp)
-	s.ready(s.admin)
+	s.Ready(s.Admin)
 	return s, database, nats, js
 }
 
@@ -55,7 +55,7 @@ func TestConsumerStatus(t *testing.T) {
 	says(t, exitFindings, asked("consumer ls -o json", nats), database, `[{"name":"welcome-mailer"`)
 	refused(t, exitFindings, words(asked("consumer get welcome-mailer", nats), database), "welcome-mailer (dead_letters)")
 	refused(t, exitNotFound, words(asked("consumer get billing", nats), database), `"billing"`, "welcome-mailer")
-	s.stop()
+	s.Stop()
 }
 
 // TestMailServerRefusesAll: a server that defers every mail is reported as an outage everywhere.
@@ -65,7 +65,7 @@ func TestMailServerRefusesAll(t *testing.T) {
 	js := ensureStream(t, nats)
 	smtp, inbox := startMail(t, anyPort)
 	s := startMailer(t, database, nats, smtp)
-	s.ready(s.admin)
+	s.Ready(s.Admin)
 	refuseMails(t, inbox, 451, 1000)
 	for i := range 12 {
 		e, err := events.New(events.UserCreated{UserID: fmt.Sprint("u", i), Email: "ann@example.com", Name: "Ann"})
@@ -79,11 +79,11 @@ func TestMailServerRefusesAll(t *testing.T) {
 		}
 	}
 	const share = "attempts failed: mail server answered to the whole mail: 451 4.0.0 devmail: fault injected"
-	s.eventually(patience, "the process says that it is degraded", func() bool {
-		status, page := get(t, s.admin+"/readyz")
+	s.Eventually(patience, "the process says that it is degraded", func() bool {
+		status, page := get(t, s.Admin+"/readyz")
 		return status == http.StatusOK && strings.Contains(page, `"status":"degraded"`) && strings.Contains(page, `"degraded":"failing: all of the last `) && strings.Contains(page, share)
 	})
-	if _, page := get(t, s.admin+"/metrics"); !strings.Contains(page, `pgjet_consumer_failing_share{consumer="welcome-mailer"} 1`) {
+	if _, page := get(t, s.Admin+"/metrics"); !strings.Contains(page, `pgjet_consumer_failing_share{consumer="welcome-mailer"} 1`) {
 		t.Error("the metrics have no failing share of 1")
 	}
 	db := openDB(t, database)
@@ -92,12 +92,12 @@ func TestMailServerRefusesAll(t *testing.T) {
 		values ('welcome-mailer', gen_random_uuid(), 'EVENTS', 1, 's', '{}', '', 'no', 1)`); err != nil {
 		t.Fatal(err)
 	}
-	s.eventually(patience, "the status is failing", func() bool {
+	s.Eventually(patience, "the status is failing", func() bool {
 		code, p := runProcess(t, nil, words(asked("consumer ls", nats), database)...)
-		out := p.stdout.String()
+		out := p.Stdout.String()
 		return code == exitFindings && strings.Contains(out, "failing") && strings.Contains(out, share+" (and 1 more: dead_letters)\n")
 	})
-	s.stop()
+	s.Stop()
 }
 
 func TestConsumerPause(t *testing.T) {
@@ -108,12 +108,12 @@ func TestConsumerPause(t *testing.T) {
 	refused(t, exitNotFound, words("consumer resume billing", database), `"billing"`, "welcome-mailer")
 	says(t, exitOK, "consumer pause welcome-mailer --reason upgrade", database,
 		"paused consumer welcome-mailer", "no attempt is in flight", "pgjet consumer resume welcome-mailer")
-	s.notReady(s.admin, "paused")
+	s.NotReady(s.Admin, "paused")
 	says(t, exitFindings, asked("consumer ls", nats), database, "paused by "+actor(), "welcome-mailer is paused -> pgjet consumer resume welcome-mailer\n")
 	says(t, exitOK, "consumer pause welcome-mailer --reason again", database, "was paused already, by "+actor(), "upgrade")
 	says(t, exitOK, "consumer resume welcome-mailer", database, "resumed consumer welcome-mailer, paused by "+actor())
 	says(t, exitOK, "consumer resume welcome-mailer", database, "was not paused")
-	s.ready(s.admin)
+	s.Ready(s.Admin)
 	ends(t, exitOK, asked("consumer ls", nats), database, "idle")
 	if by := query[string](t, openDB(t, database), `select by from pgjet.operation where kind = 'consumer.pause'`); by != actor() {
 		t.Errorf("paused by %s, want %s", by, actor())

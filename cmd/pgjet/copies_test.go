@@ -16,11 +16,11 @@ func TestConsumerOfACopy(t *testing.T) {
 	identity := query[string](t, openDB(t, p.orders), `select format('(%L, %L, %L, %L)', id, created_at, system_identifier, database) from pgjet.identity`)
 	testenv.Exec(t, openDB(t, p.billing), `update pgjet.identity set (id, created_at, system_identifier, database) = `+identity) // as in a copy
 	d := startService(t, append(p.args("consume directory", p.orders), "--addr", anyPort)...)
-	d.ready(d.admin)
+	d.Ready(d.Admin)
 	copied := startService(t, append(p.args("consume directory", p.billing), "--addr", anyPort)...)
 	const reason = "outbox_copied: a copy of this database handles events of stream ORDERS by process "
-	copied.notReady(copied.admin, reason)
-	if says := copied.logged("no progress, will keep trying", "err"); !strings.HasPrefix(says, reason) || !strings.Contains(says, "select pgjet.new_identity()") {
+	copied.NotReady(copied.Admin, reason)
+	if says := copied.Logged("no progress, will keep trying", "err"); !strings.HasPrefix(says, reason) || !strings.Contains(says, "select pgjet.new_identity()") {
 		t.Errorf("it logs %q", says)
 	}
 	// Usually the consumer has run before the database is copied.
@@ -32,9 +32,9 @@ func TestConsumerOfACopy(t *testing.T) {
 	}
 	says(t, exitFindings, "status --nats-url "+p.nats, p.billing, "outbox_copied", "pgjet explain outbox_copied")
 	says(t, exitOK, "consumer ls --nats-url "+p.nats, p.orders, "idle")
-	d.ready(d.admin)
-	d.stop()
-	copied.ready(copied.admin)
+	d.Ready(d.Admin)
+	d.Stop()
+	copied.Ready(copied.Admin)
 }
 
 // TestDeafConsumer: a consumer with the permissions of an older pgjet works, and warns that it
@@ -51,9 +51,9 @@ func TestDeafConsumer(t *testing.T) {
 	database := testenv.DatabaseURL(t)
 	must(t, exitOK, "stream", "ensure", "--nats-url", g.url("operator"), "--database-url", database)
 	d := startService(t, "consume", "directory", "--database-url", database, "--nats-url", g.url("reader"), "--addr", anyPort)
-	d.ready(d.admin)
+	d.Ready(d.Admin)
 	const warning = "NATS does not let the consumer use a subject, so a copy of the database may handle events unnoticed; compare its permissions with those that the command prints"
-	if says := d.logged(warning, "subject"); says != subject {
+	if says := d.Logged(warning, "subject"); says != subject {
 		t.Errorf("it warns of %q", says)
 	}
 	refusals := func() int {
@@ -67,10 +67,10 @@ func TestDeafConsumer(t *testing.T) {
 	if err := inbox.Interrupt(t.Context(), openDB(t, database), "directory"); err != nil {
 		t.Fatal(err)
 	}
-	d.eventually(patience, "another session asks NATS", func() bool { return refusals() == 4 })
-	d.ready(d.admin)
+	d.Eventually(patience, "another session asks NATS", func() bool { return refusals() == 4 })
+	d.Ready(d.Admin)
 	warnings := 0
-	for _, line := range d.log("") {
+	for _, line := range d.Log("") {
 		if line["msg"] == warning {
 			warnings++
 		}

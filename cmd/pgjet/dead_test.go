@@ -131,7 +131,7 @@ func TestDeadMasks(t *testing.T) {
 		{"dead reopen 1", ""},
 	} {
 		code, p := runProcess(t, nil, words(row.command, address)...)
-		if out := p.stdout.String() + p.stderr.String(); code != exitOK || strings.Contains(out, "canary") {
+		if out := p.Stdout.String() + p.Stderr.String(); code != exitOK || strings.Contains(out, "canary") {
 			t.Errorf("exit code %d, and it shows what it must not, of %s", code, p)
 		}
 		if row.reveals != "" {
@@ -230,23 +230,23 @@ func TestDeadRedriveWaits(t *testing.T) {
 	t.Parallel()
 	db, address := deadDatabase(t, 3, "mailer")
 	p := command(t, nil, words("dead redrive 1 2 --wait", address)...)
-	p.begin()
-	p.eventually(patience, "both are redriven", func() bool { return deadStates(t, db) == "redriven redriven dead" })
+	p.Begin()
+	p.Eventually(patience, "both are redriven", func() bool { return deadStates(t, db) == "redriven redriven dead" })
 	if _, err := db.Exec(t.Context(), `update pgjet.dead_letter set state = case id when 1 then 'done' else 'dead' end where id < 3`); err != nil {
 		t.Fatal(err)
 	}
-	if code := p.wait(patience); code != exitPartly || !strings.Contains(p.stderr.String(), "of 2: 1 done, 1 dead again,") {
+	if code := p.Wait(patience); code != exitPartly || !strings.Contains(p.Stderr.String(), "of 2: 1 done, 1 dead again,") {
 		t.Errorf("exit code %d, want 3, of %s", code, p)
 	}
 	refused(t, exitTimeout, words("dead redrive 2 --wait --timeout 300ms", address), "of 1: 0 done", "1 still wait", "running")
 
 	p = command(t, nil, words("dead redrive 3 --wait", address)...)
-	p.begin()
-	p.eventually(patience, "it is redriven", func() bool { return deadStates(t, db) == "done redriven redriven" })
+	p.Begin()
+	p.Eventually(patience, "it is redriven", func() bool { return deadStates(t, db) == "done redriven redriven" })
 	if _, err := db.Exec(t.Context(), `update pgjet.dead_letter set state = 'done'`); err != nil {
 		t.Fatal(err)
 	}
-	if code := p.wait(patience); code != exitOK {
+	if code := p.Wait(patience); code != exitOK {
 		t.Errorf("exit code %d, want 0, of %s", code, p)
 	}
 }

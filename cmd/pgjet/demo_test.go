@@ -22,7 +22,7 @@ func TestDemoRecovery(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "bash", "../../docs/demo-recovery.sh")
-	cmd.Env = append(os.Environ(), "PGJET="+binary, "PORT="+strconv.Itoa(freePorts(t)),
+	cmd.Env = append(os.Environ(), "PGJET="+binary(), "PORT="+strconv.Itoa(freePorts(t)),
 		"PGJET_DATABASE_URL=postgres://ann@"+nowhere+"/x", "PGJET_NATS_URL=nats://"+nowhere) // it must not touch what the caller uses
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // it stops what it started
 	out, err := cmd.CombinedOutput()

@@ -55,10 +55,10 @@ func devArgs(dir string, port int, args ...string) []string {
 }
 
 func waitDev(p *process, dir string, port int) *running {
-	p.t.Helper()
+	p.T.Helper()
 	begun := time.Now()
-	p.eventually(time.Minute, "it says that it is ready", func() bool { return strings.HasSuffix(p.stdout.String(), "\n") })
-	p.t.Logf("ready after %s", time.Since(begun).Round(10*time.Millisecond))
+	p.Eventually(time.Minute, "it says that it is ready", func() bool { return strings.HasSuffix(p.Stdout.String(), "\n") })
+	p.T.Logf("ready after %s", time.Since(begun).Round(10*time.Millisecond))
 	r := &running{process: p, dir: dir, port: port}
 	r.checkAnnouncement()
 	return r
@@ -66,36 +66,36 @@ func waitDev(p *process, dir string, port int) *running {
 
 // checkAnnouncement reads the one line on stdout.
 func (r *running) checkAnnouncement() {
-	r.t.Helper()
-	text := r.stdout.String()
+	r.T.Helper()
+	text := r.Stdout.String()
 	keys := make(map[string]string)
 	if err := json.Unmarshal([]byte(text), &keys); err != nil || strings.Count(text, "\n") != 1 {
-		r.t.Fatalf("stdout is %q (%v), want one line of JSON", text, err)
+		r.T.Fatalf("stdout is %q (%v), want one line of JSON", text, err)
 	}
 	if err := json.Unmarshal([]byte(text), r); err != nil {
-		r.t.Fatal(err)
+		r.T.Fatal(err)
 	}
 	for _, key := range []string{"console", "users", "inbox", "directory", "profiles", "billing", "nats", "database", "admin", "smtp", "config"} {
 		if keys[key] == "" {
-			r.t.Errorf("stdout has no %q: %s", key, text)
+			r.T.Errorf("stdout has no %q: %s", key, text)
 		}
 	}
 	if len(keys) != 11 {
-		r.t.Errorf("stdout has %d keys, want 11: %s", len(keys), text)
+		r.T.Errorf("stdout has %d keys, want 11: %s", len(keys), text)
 	}
 }
 
 // postgresPID returns the id of the PostgreSQL process that this run started.
 func (r *running) postgresPID() int {
-	r.t.Helper()
+	r.T.Helper()
 	b, err := os.ReadFile(filepath.Join(r.dir, "postgres", "postmaster.pid"))
 	if err != nil {
-		r.t.Fatal(err)
+		r.T.Fatal(err)
 	}
 	line, _, _ := strings.Cut(string(b), "\n")
 	pid, err := strconv.Atoi(line)
 	if err != nil {
-		r.t.Fatal(err)
+		r.T.Fatal(err)
 	}
 	return pid
 }
@@ -109,8 +109,8 @@ func TestDevDoesItAll(t *testing.T) {
 	token := logIn(t, r.Users, "ann@example.com")
 
 	pid := r.postgresPID()
-	r.signal(os.Interrupt)
-	if code := r.wait(patience); code != exitOK {
+	r.Signal(os.Interrupt)
+	if code := r.Wait(patience); code != exitOK {
 		t.Fatalf("exit code %d after an interrupt, want 0, of %s", code, r)
 	}
 	if alive(pid) {
@@ -119,7 +119,7 @@ func TestDevDoesItAll(t *testing.T) {
 	if busy := busyPorts(t, port); busy != nil {
 		t.Errorf("ports %v are still in use", busy)
 	}
-	if text := r.stdout.String(); strings.Count(text, "\n") != 1 {
+	if text := r.Stdout.String(); strings.Count(text, "\n") != 1 {
 		t.Errorf("stdout is %q, want one line", text)
 	}
 
@@ -195,7 +195,7 @@ func checkOneTrace(t *testing.T, r *running) string {
 		}
 	}
 	handled := regexp.MustCompile(`handled consumer=welcome-mailer .*trace_id=` + trace)
-	r.eventually(patience, "the log of the consumer names the trace", func() bool { return handled.MatchString(r.stderr.String()) })
+	r.Eventually(patience, "the log of the consumer names the trace", func() bool { return handled.MatchString(r.Stderr.String()) })
 	return user.ID
 }
 
@@ -208,7 +208,7 @@ func TestDevKilledLeavesNothingBehind(t *testing.T) {
 	r := startDev(t, dir, port)
 	id := signUp(t, r.Users, "ann@example.com")
 	pid := r.postgresPID()
-	r.kill()
+	r.Kill()
 
 	r = startDev(t, dir, port) // at once: PostgreSQL may still be ending
 	if alive(pid) {
@@ -229,7 +229,7 @@ func TestDevKilledLeavesNothingBehind(t *testing.T) {
 	}
 
 	pid = r.postgresPID()
-	r.kill()
+	r.Kill()
 	testenv.Eventually(t, patience, "PostgreSQL of the killed process ends", func() bool { return !alive(pid) })
 }
 
@@ -237,11 +237,11 @@ func TestDevKilledLeavesNothingBehind(t *testing.T) {
 func TestDevEndsWithPostgreSQL(t *testing.T) {
 	t.Parallel()
 	r := startDev(t, stateDir(t), freePorts(t))
-	r.killed = true // it has to fail
+	r.Killed = true // it has to fail
 	if err := syscall.Kill(r.postgresPID(), syscall.SIGQUIT); err != nil {
 		t.Fatal(err)
 	}
-	if code := r.wait(patience); code != exitFailed || !strings.Contains(r.stderr.String(), "PostgreSQL ended") {
+	if code := r.Wait(patience); code != exitFailed || !strings.Contains(r.Stderr.String(), "PostgreSQL ended") {
 		t.Errorf("exit code %d, want 1 and the reason, of %s", code, r)
 	}
 }
@@ -266,10 +266,10 @@ func TestDevUsesRunningServers(t *testing.T) {
 	}
 	defer half.Close()
 	fmt.Fprint(half, "POST /users HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{")
-	r.signal(os.Interrupt)
-	r.notReady(r.Admin, `"status":"stopping"`)
+	r.Signal(os.Interrupt)
+	r.NotReady(r.Admin, `"status":"stopping"`)
 	half.Close()
-	if code := r.wait(patience); code != exitOK {
+	if code := r.Wait(patience); code != exitOK {
 		t.Errorf("exit code %d, want 0, of %s", code, r)
 	}
 }

@@ -67,14 +67,14 @@ func (d *dev) shownNATS() string {
 // envCommand returns the command that prints the environment of this run.
 func (d *dev) envCommand() string {
 	if d.dir == ".pgjet" {
-		return program() + " dev env"
+		return calledAs() + " dev env"
 	}
-	return program() + " dev env --dir " + shellQuote(d.dir)
+	return calledAs() + " dev env --dir " + shellQuote(d.dir)
 }
 
-// program returns how this program was called, for commands to copy: one in a folder of its own is
+// calledAs returns how this program was called, for commands to copy: one in a folder of its own is
 // in no PATH.
-func program() string {
+func calledAs() string {
 	if strings.ContainsRune(os.Args[0], filepath.Separator) {
 		return word(os.Args[0])
 	}
@@ -136,7 +136,7 @@ PostgreSQL and NATS require a password, which only you can read. For commands el
 
 Stop with Ctrl-C.
 
-`, time.Since(d.began).Seconds(), at.Console, at.Users, at.Inbox, at.Directory, at.Profiles, at.Billing, at.Admin, withoutPassword(at.Database), withoutPassword(at.NATS), d.stream, at.SMTP, at.Config, d.dir, at.Users, program(), program(), d.envCommand())
+`, time.Since(d.began).Seconds(), at.Console, at.Users, at.Inbox, at.Directory, at.Profiles, at.Billing, at.Admin, withoutPassword(at.Database), withoutPassword(at.NATS), d.stream, at.SMTP, at.Config, d.dir, at.Users, calledAs(), calledAs(), d.envCommand())
 }
 
 func devEnvCommand(dir *string) *cobra.Command {

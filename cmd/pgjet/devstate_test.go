@@ -39,7 +39,7 @@ func TestDevGuardsItsState(t *testing.T) {
 	t.Parallel()
 	dir := stateDir(t)
 	r := startDev(t, dir, freePorts(t))
-	pid := fmt.Sprintf("pid %d", r.cmd.Process.Pid)
+	pid := fmt.Sprintf("pid %d", r.Cmd.Process.Pid)
 	refused(t, exitUnreachable, devArgs(dir, freePorts(t)), dir, pid, "--dir")
 	refused(t, exitUnreachable, []string{"dev", "reset", "--yes", "--dir", dir}, pid)
 	if status, _ := get(t, r.Admin+"/readyz"); status != 200 {
@@ -50,7 +50,7 @@ func TestDevGuardsItsState(t *testing.T) {
 		t.Errorf("dev env prints %q, want %q", env, want)
 	}
 	checkStrangers(t, r)
-	r.stop()
+	r.Stop()
 	refused(t, exitNotFound, []string{"dev", "env", "--dir", dir}, "no pgjet dev runs")
 
 	mine := filepath.Join(dir, "notes.txt")
@@ -158,10 +158,10 @@ func TestDevAsAnotherUser(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := command(t, env{"HOME": dir}, devArgs(dir, port)...)
-	p.cmd.Dir = dir
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}}
-	p.begin()
-	t.Cleanup(p.stop)
+	p.Cmd.Dir = dir
+	p.Cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}}
+	p.Begin()
+	t.Cleanup(p.Stop)
 	r := waitDev(p, dir, port)
 	signUp(t, r.Users, "ann@example.com")
 	oneMail(t, r.Inbox, "ann@example.com")
@@ -177,12 +177,12 @@ func TestDevInPrivateDirectory(t *testing.T) {
 	}
 	dir, port := filepath.Join(private, "state"), freePorts(t)
 	p := command(t, nil, devArgs(dir, port)...)
-	p.begin()
-	t.Cleanup(p.stop)
-	p.eventually(patience, "it is ready or says why not", func() bool { return p.stdout.String() != "" || p.ended() })
-	if p.ended() { // a container that does not allow user namespaces
-		p.killed = true
-		if code := p.wait(patience); code != exitUnreachable || !strings.Contains(p.stderr.String(), "--dir") {
+	p.Begin()
+	t.Cleanup(p.Stop)
+	p.Eventually(patience, "it is ready or says why not", func() bool { return p.Stdout.String() != "" || p.Ended() })
+	if p.Ended() { // a container that does not allow user namespaces
+		p.Killed = true
+		if code := p.Wait(patience); code != exitUnreachable || !strings.Contains(p.Stderr.String(), "--dir") {
 			t.Errorf("exit code %d, want 5 and a hint at --dir, of %s", code, p)
 		}
 		return

@@ -22,7 +22,7 @@ import (
 func startDirectory(t testing.TB, database, nats string) *service {
 	t.Helper()
 	s := startService(t, "consume", "directory", "--database-url", database, "--nats-url", nats, "--addr", anyPort)
-	s.addr = s.logged("serving the API", "addr")
+	s.Addr = s.Logged("serving the API", "addr")
 	return s
 }
 
@@ -100,7 +100,7 @@ func TestDirectoryIsRebuilt(t *testing.T) {
 	grownDB, rebuiltDB := openDB(t, grown), openDB(t, rebuilt)
 
 	live := startDirectory(t, rebuilt, server)
-	live.ready(live.admin)
+	live.Ready(live.Admin)
 	publishLives(t, js, r, 1, 300)
 	directoryTables(t, rebuiltDB, 300)
 	for _, sql := range []string{
@@ -114,12 +114,12 @@ func TestDirectoryIsRebuilt(t *testing.T) {
 	replayRun := start(t, nil, "replay", "directory", "--all", "--again", "--yes", "--reason", "tables damaged",
 		"--database-url", rebuilt, "--nats-url", server)
 	publishLives(t, js, r, 301, 400)
-	if code := replayRun.wait(patience); code != exitOK {
+	if code := replayRun.Wait(patience); code != exitOK {
 		t.Fatalf("exit code %d, want 0, of %s", code, replayRun)
 	}
 	after := directoryTables(t, rebuiltDB, 400)
-	live.signal(syscall.SIGTERM)
-	if code := live.wait(patience); code != exitOK {
+	live.Signal(syscall.SIGTERM)
+	if code := live.Wait(patience); code != exitOK {
 		t.Fatalf("exit code %d, want 0, of %s", code, live)
 	}
 	for _, durable := range durables("directory", 0) { // for the other database

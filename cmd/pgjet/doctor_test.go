@@ -156,10 +156,10 @@ func TestCheck(t *testing.T) {
 	_, database, nats := startPublishing(t)
 	smtp, _ := startMail(t, anyPort)
 	m := startMailer(t, database, nats, smtp)
-	m.ready(m.admin)
+	m.Ready(m.Admin)
 	check := func(flags string) (int, string) {
 		code, p := runProcess(t, nil, words(asked("check "+flags, nats), asOperator(database))...)
-		return code, p.stdout.String()
+		return code, p.Stdout.String()
 	}
 	testenv.Eventually(t, patience, "all is well", func() bool {
 		code, out := check("")
@@ -201,7 +201,7 @@ func TestCheck(t *testing.T) {
 	refused(t, checkUnknown, []string{"check", "--config", "/nowhere/pgjet.yaml"}, "/nowhere/pgjet.yaml")
 	refused(t, checkUnknown, []string{"check", "--database-url", "://"}, "--database-url")
 	code, p := runProcess(t, nil, "check", "--nats-url", "nats://"+nowhere, "--database-url", "postgres://ann@"+nowhere+"/x")
-	if code != checkUnknown || !strings.HasPrefix(p.stdout.String(), "PGJET UNKNOWN - ") {
+	if code != checkUnknown || !strings.HasPrefix(p.Stdout.String(), "PGJET UNKNOWN - ") {
 		t.Errorf("without servers it ends with %d, of %s", code, p)
 	}
 }
@@ -221,7 +221,7 @@ func TestStreamShow(t *testing.T) {
 	t.Parallel()
 	_, database, nats := startPublishing(t)
 	users := startUsers(t, database)
-	signUp(t, users.addr, "ann@example.com")
+	signUp(t, users.Addr, "ann@example.com")
 	db := openDB(t, database)
 	testenv.Exec(t, db, `insert into pgjet.outbox (id, type, key, header, data) values (gen_random_uuid(), 'note.made', 'k', '{"ce-author": "ann@example.com"}', '{}')`)
 	id := query[string](t, db, `select id::text from pgjet.outbox where seq = 1`)

@@ -61,14 +61,14 @@ func TestEventTimeline(t *testing.T) {
 	_, database, nats := startPublishing(t)
 	smtp, inbox := startMail(t, anyPort)
 	m := startMailer(t, database, nats, smtp)
-	m.ready(m.admin)
+	m.Ready(m.Admin)
 	d := startDirectory(t, database, nats)
-	d.ready(d.admin)
+	d.Ready(d.Admin)
 	users := startUsers(t, database)
 	refuseMails(t, inbox, 550, 1)
 	const trace = "4bf92f3577b34da6a3ce929d0e0e4736"
 	const traceparent = "00-" + trace + "-00f067aa0ba902b7-01"
-	status, _, body := request(t, http.MethodPost, users.addr+"/users", signUpBody("ada@example.com"), map[string]string{
+	status, _, body := request(t, http.MethodPost, users.Addr+"/users", signUpBody("ada@example.com"), map[string]string{
 		"Content-Type": "application/json", "traceparent": traceparent,
 	})
 	if status != http.StatusCreated {

@@ -52,7 +52,7 @@ func TestEventList(t *testing.T) {
 		t.Errorf("pending are %+v, want none", p)
 	}
 	must(t, exitOK, words("relay pause --reason upgrade", database)...)
-	r.notReady(r.admin, "paused")
+	r.NotReady(r.Admin, "paused")
 	ids["d"] = query[string](t, db, `insert into pgjet.outbox (id, type, key, data, time) values (gen_random_uuid(), 'note.kept', 'a', '{}', '2026-01-02 03:04:05.5Z') returning id::text`)
 	testenv.Exec(t, db, `insert into pgjet.quarantine (seq, event_id, reason) select seq, id, 'too large' from pgjet.outbox where key = 'b'`)
 	for flags, want := range map[string][]string{
@@ -105,8 +105,8 @@ func TestEventFollow(t *testing.T) {
 	}
 	add("before")
 	p := command(t, nil, "event", "follow", "--type", "note.made", "--limit", "2", "--database-url", asOperator(database), "--nats-url", nats)
-	p.begin()
-	p.eventually(patience, "it shows what is there", func() bool { return strings.Contains(p.stdout.String(), "key before  pending\n") })
+	p.Begin()
+	p.Eventually(patience, "it shows what is there", func() bool { return strings.Contains(p.Stdout.String(), "key before  pending\n") })
 	tx, err := db.Begin(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -116,13 +116,13 @@ func TestEventFollow(t *testing.T) {
 		t.Fatal(err)
 	}
 	add("after")
-	p.eventually(patience, "it shows what is new", func() bool { return strings.Contains(p.stdout.String(), "key after  pending\n") })
+	p.Eventually(patience, "it shows what is new", func() bool { return strings.Contains(p.Stdout.String(), "key after  pending\n") })
 	if err := tx.Commit(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	p.eventually(patience, "it shows what is late", func() bool { return strings.Contains(p.stdout.String(), "key late  pending\n") })
-	p.signal(syscall.SIGINT)
-	if code := p.wait(patience); code != exitOK || strings.Count(p.stdout.String(), "\n") != 4 || strings.Count(p.stdout.String(), "key old ") != 1 {
+	p.Eventually(patience, "it shows what is late", func() bool { return strings.Contains(p.Stdout.String(), "key late  pending\n") })
+	p.Signal(syscall.SIGINT)
+	if code := p.Wait(patience); code != exitOK || strings.Count(p.Stdout.String(), "\n") != 4 || strings.Count(p.Stdout.String(), "key old ") != 1 {
 		t.Errorf("exit code %d, of %s", code, p)
 	}
 }
@@ -198,13 +198,13 @@ func TestRetryIsTriedAtOnce(t *testing.T) {
 	_, database, nats := startPublishing(t)
 	smtp, mails := startMail(t, anyPort)
 	m := startMailer(t, database, nats, smtp)
-	m.ready(m.admin)
+	m.Ready(m.Admin)
 	refuseMails(t, mails, 451, 1)
 	db := openDB(t, database)
 	users := startUsers(t, database)
 	testenv.Eventually(t, patience, "an attempt has failed and the next one is far", func() bool {
 		if query[int](t, db, `select count(*) from pgjet.outbox`) == 0 {
-			signUp(t, users.addr, "ann@example.com")
+			signUp(t, users.Addr, "ann@example.com")
 		}
 		_, err := db.Exec(t.Context(), `update pgjet.intent set due_at = now() + interval '1 hour' where taken_by is null and attempts > 0`)
 		return err == nil && query[int](t, db, `select count(*) from pgjet.intent where taken_by is null and due_at > now() + interval '1 minute'`) == 1
@@ -221,11 +221,11 @@ func TestFindByRequestAndMail(t *testing.T) {
 	t.Parallel()
 	_, database, nats := startPublishing(t)
 	o := startOnboarding(t, database, nats, "http://"+nowhere)
-	o.ready(o.admin)
+	o.Ready(o.Admin)
 	users := startUsers(t, database)
 	sign := func(email, requestID string) {
 		t.Helper()
-		status, _, body := request(t, http.MethodPost, users.addr+"/users", signUpBody(email), map[string]string{"Content-Type": "application/json", "X-Request-Id": requestID})
+		status, _, body := request(t, http.MethodPost, users.Addr+"/users", signUpBody(email), map[string]string{"Content-Type": "application/json", "X-Request-Id": requestID})
 		if status != http.StatusCreated {
 			t.Fatalf("POST /users = %d %s", status, body)
 		}

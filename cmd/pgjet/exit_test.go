@@ -15,11 +15,11 @@ import (
 func refusedFor(t *testing.T, want int, args []string, reason string, words ...string) {
 	t.Helper()
 	code, p := runProcess(t, nil, args...)
-	if got := p.stderr.String(); code != want || !strings.HasPrefix(got, "pgjet: "+reason+": ") || strings.Count(got, reason+":") != 1 {
+	if got := p.Stderr.String(); code != want || !strings.HasPrefix(got, "pgjet: "+reason+": ") || strings.Count(got, reason+":") != 1 {
 		t.Errorf("exit code %d, want %d and a line that begins with the reason %s, of %s", code, want, reason, p)
 	}
 	for _, w := range words {
-		if !strings.Contains(p.stderr.String(), w) {
+		if !strings.Contains(p.Stderr.String(), w) {
 			t.Errorf("stderr does not say %q, of %s", w, p)
 		}
 	}
@@ -180,10 +180,10 @@ func TestMigrateStatusOfAnOperator(t *testing.T) {
 	address := testenv.DatabaseURL(t)
 	operator := strings.Replace(address, "?", "?role=pgjet_operator&", 1)
 	code, p := runProcess(t, nil, "migrate", "status", "--database-url", operator)
-	if out := p.stdout.String(); code != exitPartly || !strings.Contains(out, "00001_outbox.sql") || !strings.Contains(out, "true") || !strings.Contains(out, "?") {
+	if out := p.Stdout.String(); code != exitPartly || !strings.Contains(out, "00001_outbox.sql") || !strings.Contains(out, "true") || !strings.Contains(out, "?") {
 		t.Errorf("exit code %d, want %d and what the operator may see, of %s", code, exitPartly, p)
 	}
-	if says := p.stderr.String(); !strings.HasPrefix(says, "pgjet: permission_denied: ") || !strings.Contains(says, "in the schema users, directory;") && !strings.Contains(says, "in the schema directory, users;") {
+	if says := p.Stderr.String(); !strings.HasPrefix(says, "pgjet: permission_denied: ") || !strings.Contains(says, "in the schema users, directory;") && !strings.Contains(says, "in the schema directory, users;") {
 		t.Errorf("stderr does not say what the operator may not see, of %s", p)
 	}
 	if out := must(t, exitPartly, "migrate", "status", "-o", "json", "--database-url", operator); !strings.Contains(out, `"state":"hidden"`) {

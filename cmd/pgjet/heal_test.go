@@ -18,7 +18,7 @@ func TestConsumersSkipWhatIsHealed(t *testing.T) {
 	smtp, inbox := startMail(t, anyPort)
 	users, relay, mailer := startUsers(t, database), startRelay(t, database, nats), startMailer(t, database, nats, smtp)
 	for n := range 5 {
-		signUp(t, users.addr, fmt.Sprintf("user%d@example.com", n))
+		signUp(t, users.Addr, fmt.Sprintf("user%d@example.com", n))
 	}
 	for n := range 5 {
 		oneMail(t, inbox, fmt.Sprintf("user%d@example.com", n))
@@ -26,18 +26,18 @@ func TestConsumersSkipWhatIsHealed(t *testing.T) {
 	if err := js.DeleteStream(t.Context(), "EVENTS"); err != nil {
 		t.Fatal(err)
 	}
-	signUp(t, users.addr, "between@example.com")
-	relay.notReady(relay.admin, "stream_missing")
+	signUp(t, users.Addr, "between@example.com")
+	relay.NotReady(relay.Admin, "stream_missing")
 	must(t, exitOK, "stream", "ensure", "--nats-url", nats)
-	signUp(t, users.addr, "after@example.com")
+	signUp(t, users.Addr, "after@example.com")
 	oneMail(t, inbox, "between@example.com")
 	oneMail(t, inbox, "after@example.com")
 	for n := range 5 {
 		oneMail(t, inbox, fmt.Sprintf("user%d@example.com", n))
 	}
 	sameEvents(t, openDB(t, database), js)
-	relay.eventually(patience, "it counts what it healed", func() bool {
-		_, body := get(t, relay.admin+"/metrics")
+	relay.Eventually(patience, "it counts what it healed", func() bool {
+		_, body := get(t, relay.Admin+"/metrics")
 		return regexp.MustCompile(`(?m)^pgjet_stream_healed_events_total\S* [1-9]`).MatchString(body)
 	})
 	stopAll(users, relay, mailer)

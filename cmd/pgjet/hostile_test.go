@@ -28,14 +28,14 @@ func TestClientsMakeNoMetrics(t *testing.T) {
 	ensureStream(t, n.URL())
 	users, directory := startUsers(t, database, "--nats-url", n.URL()), startDirectory(t, database, n.URL())
 	billing := startService(t, "standin", "billing", "--addr", anyPort, "--nats-url", n.URL())
-	billing.addr = billing.logged("serving the API", "addr")
+	billing.Addr = billing.Logged("serving the API", "addr")
 	for _, s := range []*service{users, directory, billing} {
-		s.ready(s.admin)
+		s.Ready(s.Admin)
 		one := []string{"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n", "GET /users HTTP/1.1\r\nHost: x\r\n\r\n"}
-		pipeline(t, s.addr, one)
-		pipeline(t, s.admin, one)
-		_, before := get(t, s.admin+"/metrics")
-		logged := len(s.stderr.String())
+		pipeline(t, s.Addr, one)
+		pipeline(t, s.Admin, one)
+		_, before := get(t, s.Admin+"/metrics")
+		logged := len(s.Stderr.String())
 		const many = 5000
 		var hostile []string
 		long := strings.Repeat("a", 2000)
@@ -49,18 +49,18 @@ func TestClientsMakeNoMetrics(t *testing.T) {
 			)
 		}
 		var both sync.WaitGroup
-		for _, addr := range []string{s.addr, s.admin} {
+		for _, addr := range []string{s.Addr, s.Admin} {
 			both.Go(func() { pipeline(t, addr, hostile) })
 		}
 		both.Wait()
-		_, after := get(t, s.admin+"/metrics")
+		_, after := get(t, s.Admin+"/metrics")
 		if series := strings.Count(after, "\n") - strings.Count(before, "\n"); series > 300 {
 			t.Errorf("%d more lines of metrics after hostile requests, want at most those of a few known routes and methods, of %s", series, s)
 		}
 		if len(after) > 200_000 || strings.Contains(after, "otel_metric_overflow") || strings.Contains(after, "aaaa") {
 			t.Errorf("the page of metrics has %d bytes after hostile requests, of %s", len(after), s)
 		}
-		if grown := len(s.stderr.String()) - logged; grown > 4000 {
+		if grown := len(s.Stderr.String()) - logged; grown > 4000 {
 			t.Errorf("the log grew by %d bytes, of %s", grown, s)
 		}
 	}
@@ -112,13 +112,13 @@ func TestFewDescriptors(t *testing.T) {
 	}
 	config := configFileOf(t, "pgjet.yaml", "users:\n  per_address: 0\n")
 	users := limited(t, shell, 1024, "users", "--config", config, "--database-url", testenv.DatabaseURL(t), "--addr", anyPort, "--admin-addr", anyPort)
-	users.admin = users.logged("starting", "admin")
-	users.addr = users.logged("serving the API", "addr")
-	users.ready(users.admin)
+	users.Admin = users.Logged("starting", "admin")
+	users.Addr = users.Logged("serving the API", "addr")
+	users.Ready(users.Admin)
 	for i := range 1500 {
-		to := users.addr
+		to := users.Addr
 		if i%5 == 0 {
-			to = users.admin
+			to = users.Admin
 		}
 		conn, err := net.Dial("tcp", strings.TrimPrefix(to, "http://"))
 		if err != nil {
@@ -135,7 +135,7 @@ func TestFewDescriptors(t *testing.T) {
 	for range 20 {
 		begun := time.Now()
 		for _, page := range []string{"/livez", "/readyz", "/metrics"} {
-			if status, body := get(t, users.admin+page); status != http.StatusOK {
+			if status, body := get(t, users.Admin+page); status != http.StatusOK {
 				t.Errorf("GET %s = %d %.200s, want 200", page, status, body)
 			}
 		}
@@ -143,9 +143,9 @@ func TestFewDescriptors(t *testing.T) {
 			t.Errorf("the admin pages took %s", took)
 		}
 	}
-	signUp(t, users.addr, "ann@example.com")
+	signUp(t, users.Addr, "ann@example.com")
 	near := 0
-	for _, l := range users.log("WARN") {
+	for _, l := range users.Log("WARN") {
 		if strings.Contains(fmt.Sprint(l["msg"]), "nearly as many connections") && l["listener"] == "users" {
 			near++
 		}
@@ -167,7 +167,7 @@ func TestDevWithManyClientsOfNATS(t *testing.T) {
 		t.Fatal(err)
 	}
 	dir, port := stateDir(t), freePorts(t)
-	dev := waitDev(limited(t, shell, 1024, devArgs(dir, port)...).process, dir, port)
+	dev := waitDev(limited(t, shell, 1024, devArgs(dir, port)...).Process, dir, port)
 	for n := 1; ; n++ {
 		nc, err := nats.Connect(dev.NATS, nats.NoReconnect(), nats.Timeout(patience))
 		if err != nil { // how it fails depends on when the client notices
@@ -185,11 +185,11 @@ func TestDevWithManyClientsOfNATS(t *testing.T) {
 func limited(t *testing.T, shell string, descriptors int, args ...string) *service {
 	t.Helper()
 	p := command(t, nil, args...)
-	p.cmd.Args = append([]string{"sh", "-c", fmt.Sprintf(`ulimit -n %d && exec "$0" "$@"`, descriptors), binary}, args...)
-	p.cmd.Path = shell
-	p.begin()
-	t.Cleanup(p.stop)
-	return &service{process: p}
+	p.Cmd.Args = append([]string{"sh", "-c", fmt.Sprintf(`ulimit -n %d && exec "$0" "$@"`, descriptors), binary()}, args...)
+	p.Cmd.Path = shell
+	p.Begin()
+	t.Cleanup(p.Stop)
+	return &service{Process: p}
 }
 
 // TestPublicPages: a process warns if other machines can reach pages without authentication. On a
@@ -197,19 +197,19 @@ func limited(t *testing.T, shell string, descriptors int, args ...string) *servi
 func TestPublicPages(t *testing.T) {
 	t.Parallel()
 	database, n := testenv.DatabaseURL(t), testenv.NATS(t)
-	public := &service{process: start(t, nil, "consume", "directory", "--database-url", database, "--nats-url", n.URL(), "--addr", "0.0.0.0:0", "--admin-addr", ":0")}
-	public.logged("starting", "admin")
+	public := &service{Process: start(t, nil, "consume", "directory", "--database-url", database, "--nats-url", n.URL(), "--addr", "0.0.0.0:0", "--admin-addr", ":0")}
+	public.Logged("starting", "admin")
 	for _, pages := range []string{"admin", "directory"} {
-		if !slices.ContainsFunc(public.log("WARN"), func(l logLine) bool { return l["pages"] == pages }) {
+		if !slices.ContainsFunc(public.Log("WARN"), func(l logLine) bool { return l["pages"] == pages }) {
 			t.Errorf("nothing warns that %s is public, of %s", pages, public)
 		}
 	}
 	local := startService(t, "consume", "directory", "--database-url", database, "--nats-url", n.URL(), "--addr", anyPort, "--advertise", "directory.example")
-	local.addr = local.logged("serving the API", "addr")
-	if slices.ContainsFunc(local.log("WARN"), func(l logLine) bool { return l["pages"] != nil }) {
+	local.Addr = local.Logged("serving the API", "addr")
+	if slices.ContainsFunc(local.Log("WARN"), func(l logLine) bool { return l["pages"] != nil }) {
 		t.Errorf("a warning about pages on loopback, of %s", local)
 	}
-	for _, page := range []string{local.addr + "/openapi.json", local.admin + "/livez", local.admin + "/metrics"} {
+	for _, page := range []string{local.Addr + "/openapi.json", local.Admin + "/livez", local.Admin + "/metrics"} {
 		for host, want := range map[string]int{"": 200, "localhost:1": 200, "directory.example": 200, "evil.example": 421} {
 			req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, page, nil)
 			if err != nil {
@@ -239,7 +239,7 @@ func TestScrapesAreBounded(t *testing.T) {
 	var pages atomic.Int32
 	for range 40 {
 		all.Go(func() {
-			switch status, body := get(t, users.admin+"/metrics"); status {
+			switch status, body := get(t, users.Admin+"/metrics"); status {
 			case http.StatusOK:
 				pages.Add(1)
 			case http.StatusServiceUnavailable:

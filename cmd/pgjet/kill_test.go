@@ -47,15 +47,15 @@ func TestNothingIsLostByKills(t *testing.T) {
 		appendSome()
 		time.Sleep(time.Duration(r.IntN(300)) * time.Millisecond)
 		if r.IntN(2) == 0 {
-			relay.kill()
+			relay.Kill()
 			relay = startRelay(t, database, nats.URL())
 		} else {
 			kills++
-			mailer.kill()
+			mailer.Kill()
 			mailer = startMailer(t, database, nats.URL(), smtp)
 		}
 	}
-	relay.eventually(patience, "the stream holds all", func() bool { return len(stored(t, js)) >= count })
+	relay.Eventually(patience, "the stream holds all", func() bool { return len(stored(t, js)) >= count })
 	sameEvents(t, db, js)
 
 	// A killed mailer's events come again after the wait for its acknowledgements.

@@ -92,6 +92,9 @@ var layers = []struct{ pkg, imports string }{
 	{"internal/tests/outbox", ""},
 	{"internal/tests/postgres", ""},
 	{"internal/tests/words", ""},
+	// Tests that run the program.
+	{"internal/tests/program", "internal/devserver internal/testenv relay"},
+	{"internal/tests/chaos", ""},
 	// For programs of others.
 	{"cmd/daemon", "internal/registry internal/supervisor"},
 	{"cmd/verbs", "consumers events internal/ensure internal/operation internal/postgres"},
@@ -254,6 +257,15 @@ func TestLightImports(t *testing.T) {
 					t.Errorf("%s depends on %s", pkg, dep)
 				}
 			}
+		}
+	}
+}
+
+// TestToolsStayOut: the program does not contain what tests break connections with.
+func TestToolsStayOut(t *testing.T) {
+	for _, dep := range golist(t, "{{.ImportPath}}", "-deps", module+"cmd/pgjet") {
+		if strings.Contains(dep, "toxiproxy") {
+			t.Errorf("pgjet depends on %s", dep)
 		}
 	}
 }

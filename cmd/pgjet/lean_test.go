@@ -38,17 +38,17 @@ func TestIdleIsLean(t *testing.T) {
 	}
 	begun := make(map[string]time.Duration)
 	for _, s := range all {
-		s.ready(s.admin)
+		s.Ready(s.Admin)
 	}
 	const warmUp, idle = 12 * time.Second, 20 * time.Second
 	time.Sleep(warmUp)
 	for name, s := range all {
-		begun[name] = s.cpu()
+		begun[name] = cpu(s.Process)
 	}
 	time.Sleep(idle)
 	for name, s := range all {
-		rss, anonymous := s.memory()
-		load := 100 * float64(s.cpu()-begun[name]) / float64(idle)
+		rss, anonymous := memory(s.Process)
+		load := 100 * float64(cpu(s.Process)-begun[name]) / float64(idle)
 		t.Logf("%s: %.1f MiB resident, %.1f MiB of them its own, %.2f %% of a CPU", name, rss, anonymous, load)
 		if rss > 80 || load > 4 {
 			t.Errorf("%s: %.1f MiB resident and %.2f %% of a CPU while idle, want less than 80 and 4", name, rss, load)
@@ -60,9 +60,9 @@ func TestIdleIsLean(t *testing.T) {
 func TestRuntimeLimits(t *testing.T) {
 	t.Parallel()
 	vars := env{"GOMAXPROCS": "1", "GOMEMLIMIT": "100MiB"}
-	users := &service{process: start(t, vars, "users", "--database-url", testenv.DatabaseURL(t), "--addr", anyPort, "--admin-addr", anyPort)}
-	users.admin = users.logged("starting", "admin")
-	_, page := get(t, users.admin+"/metrics")
+	users := &service{Process: start(t, vars, "users", "--database-url", testenv.DatabaseURL(t), "--addr", anyPort, "--admin-addr", anyPort)}
+	users.Admin = users.Logged("starting", "admin")
+	_, page := get(t, users.Admin+"/metrics")
 	for _, line := range []string{"\ngo_sched_gomaxprocs_threads 1\n", "\ngo_gc_gomemlimit_bytes 1.048576e+08\n"} {
 		if !strings.Contains(page, line) {
 			t.Errorf("the metrics lack %q", line)
@@ -102,13 +102,13 @@ func TestContainerMemory(t *testing.T) {
 	t.Parallel()
 	const mib = 64
 	procs := memoryGroup(t, mib<<20)
-	users := &service{process: command(t, nil, "users", "--database-url", testenv.DatabaseURL(t), "--addr", anyPort, "--admin-addr", anyPort)}
-	users.cmd.Path = "/bin/sh"
-	users.cmd.Args = append([]string{"sh", "-c", `echo $$ >"$0" && exec "$@"`, procs, binary}, users.cmd.Args[1:]...)
-	users.begin()
-	t.Cleanup(users.stop)
-	users.addr, users.admin = users.logged("serving the API", "addr"), users.logged("starting", "admin")
-	if _, page := get(t, users.admin+"/metrics"); !strings.Contains(page, "\ngo_gc_gomemlimit_bytes 5.0331648e+07\n") { // 48 MiB
+	users := &service{Process: command(t, nil, "users", "--database-url", testenv.DatabaseURL(t), "--addr", anyPort, "--admin-addr", anyPort)}
+	users.Cmd.Path = "/bin/sh"
+	users.Cmd.Args = append([]string{"sh", "-c", `echo $$ >"$0" && exec "$@"`, procs, binary()}, users.Cmd.Args[1:]...)
+	users.Begin()
+	t.Cleanup(users.Stop)
+	users.Addr, users.Admin = users.Logged("serving the API", "addr"), users.Logged("starting", "admin")
+	if _, page := get(t, users.Admin+"/metrics"); !strings.Contains(page, "\ngo_gc_gomemlimit_bytes 5.0331648e+07\n") { // 48 MiB
 		t.Errorf("the metrics do not say that Go may use three quarters of %d MiB", mib)
 	}
 	if raced {
@@ -118,7 +118,7 @@ func TestContainerMemory(t *testing.T) {
 	for i := range 40 {
 		logins.Go(func() {
 			body := fmt.Sprintf(`{"email":"nobody%d@example.com","password":"correct horse battery"}`, i)
-			status, _, answer := request(t, http.MethodPost, users.addr+"/sessions", body, map[string]string{"Content-Type": "application/json"})
+			status, _, answer := request(t, http.MethodPost, users.Addr+"/sessions", body, map[string]string{"Content-Type": "application/json"})
 			if status != http.StatusUnauthorized && status != http.StatusServiceUnavailable {
 				t.Errorf("a log-in of nobody: %d %s, want 401, or 503", status, answer)
 			}
@@ -126,8 +126,8 @@ func TestContainerMemory(t *testing.T) {
 	}
 	logins.Wait()
 	select {
-	case <-users.done:
-		t.Errorf("the process was killed: %s", users.cmd.ProcessState)
+	case <-users.Done:
+		t.Errorf("the process was killed: %s", users.Cmd.ProcessState)
 	default:
 	}
 }
@@ -155,11 +155,11 @@ func memoryGroup(t *testing.T, limit int64) string {
 }
 
 // cpu returns the time that the process has used.
-func (p *process) cpu() time.Duration {
-	p.t.Helper()
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
+func cpu(p *process) time.Duration {
+	p.T.Helper()
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.Cmd.Process.Pid))
 	if err != nil {
-		p.t.Fatal(err)
+		p.T.Fatal(err)
 	}
 	_, rest, _ := strings.Cut(string(stat), ") ")
 	fields := strings.Fields(rest)
@@ -167,7 +167,7 @@ func (p *process) cpu() time.Duration {
 	for _, f := range fields[11:13] { // in user and system mode, in hundredths of a second
 		n, err := strconv.Atoi(f)
 		if err != nil {
-			p.t.Fatal(err)
+			p.T.Fatal(err)
 		}
 		ticks += n
 	}
@@ -176,11 +176,11 @@ func (p *process) cpu() time.Duration {
 
 // memory returns how many MiB the process holds in memory, and how many of them are no
 // pages of files.
-func (p *process) memory() (rss, anonymous float64) {
-	p.t.Helper()
-	f, err := os.Open(fmt.Sprintf("/proc/%d/smaps_rollup", p.cmd.Process.Pid))
+func memory(p *process) (rss, anonymous float64) {
+	p.T.Helper()
+	f, err := os.Open(fmt.Sprintf("/proc/%d/smaps_rollup", p.Cmd.Process.Pid))
 	if err != nil {
-		p.t.Fatal(err)
+		p.T.Fatal(err)
 	}
 	defer f.Close()
 	for lines := bufio.NewScanner(f); lines.Scan(); {

@@ -37,7 +37,7 @@ func TestRateLimitBehindProxies(t *testing.T) {
 	statuses := func(s *service, tries int) []int {
 		var all []int
 		for i := range tries {
-			status, header, body := request(t, http.MethodPost, s.addr+"/users", "{}", map[string]string{
+			status, header, body := request(t, http.MethodPost, s.Addr+"/users", "{}", map[string]string{
 				"Content-Type": "application/json", "X-Forwarded-For": fmt.Sprintf("198.51.100.%d", i),
 			})
 			if status == http.StatusTooManyRequests {

@@ -96,7 +96,7 @@ func (m *mailTrap) springs(word string) bool {
 	}
 	select {
 	case p := <-m.victim:
-		p.kill()
+		p.Kill()
 		return true
 	default:
 		return false
@@ -130,7 +130,7 @@ func TestMailerKilledAtWork(t *testing.T) {
 			victim := startMailer(t, db.Config().ConnString(), url, smtp)
 			trap.victim <- victim
 			id := publishSignUp(t, js)
-			victim.eventually(patience, "it is killed", victim.ended)
+			victim.Eventually(patience, "it is killed", victim.Ended)
 			if state, intents := intentOf(t, db, id); state != "intent" || intents != 1 {
 				t.Errorf("the killed process left the event %q with %d intents, want one", state, intents)
 			}
@@ -139,7 +139,7 @@ func TestMailerKilledAtWork(t *testing.T) {
 			}
 
 			next := startMailer(t, db.Config().ConnString(), url, smtp)
-			next.eventually(patience, "the event is done", func() bool {
+			next.Eventually(patience, "the event is done", func() bool {
 				state, intents := intentOf(t, db, id)
 				return state == "done" && intents == 0
 			})

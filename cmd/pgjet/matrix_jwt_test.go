@@ -163,8 +163,8 @@ func withLimits(m *trial) {
 		connect: func() jetstream.JetStream { return connectNATS(m, server.URL(), nats.UserCredentials(creds)) },
 	}, func(p *mainPath) {
 		p.fill(30, 64<<10)
-		p.relay.notReady(p.relay.admin, "stream_full")
-		if _, body := get(m, p.relay.admin+"/readyz"); strings.Count(body, "stream_full") > 1 {
+		p.relay.NotReady(p.relay.Admin, "stream_full")
+		if _, body := get(m, p.relay.Admin+"/readyz"); strings.Count(body, "stream_full") > 1 {
 			m.Errorf("the reason is said twice: %s", body)
 		}
 		limits.DiskStorage = 1 << 30

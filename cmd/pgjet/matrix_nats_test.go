@@ -75,7 +75,7 @@ func connectNATS(m *trial, url string, options ...nats.Option) jetstream.JetStre
 func refuses(m *trial, vars env, word string) {
 	m.Helper()
 	code, process := runProcess(m, vars, "stream", "ensure")
-	if code != exitUnreachable || !strings.Contains(process.stderr.String(), word) {
+	if code != exitUnreachable || !strings.Contains(process.Stderr.String(), word) {
 		m.Errorf("exit code %d, want %d and %q, of %s", code, exitUnreachable, word, process)
 	}
 }
@@ -240,7 +240,7 @@ func onLeafNode(m *trial) {
 		if code != exitOK {
 			m.Fatalf("exit code %d of %s", code, process)
 		}
-		fmt.Fprintf(&users, "{ user: %s, password: %s\n%s}\n", user, secret, process.stdout.String())
+		fmt.Fprintf(&users, "{ user: %s, password: %s\n%s}\n", user, secret, process.Stdout.String())
 	}
 	h := startHub(m, "authorization { users: [\n"+users.String()+"{ user: test, password: test }\n] }")
 	urls := make(map[string]string)
@@ -323,10 +323,10 @@ func inAccounts(m *trial) {
 func onNATSVersion(m *trial, version string) {
 	server := startNATSProgram(m, version)
 	m.checked = "nats-server " + version + " in a process of its own, killed and started again"
-	walk(m, site{database: testenv.EmptyDatabaseURL(m), nats: server.url()}, func(p *mainPath) {
-		server.kill()
+	walk(m, site{database: testenv.EmptyDatabaseURL(m), nats: server.URL()}, func(p *mainPath) {
+		server.Kill()
 		p.load()
-		server.start()
+		server.Start()
 	})
 }
 
@@ -335,18 +335,18 @@ func refusesNATS(m *trial) {
 	m.checked = "refused with the version that is needed"
 	server := startNATSProgram(m, natsRefused)
 	database := testenv.DatabaseURL(m)
-	vars := env{"PGJET_NATS_URL": server.url(), "PGJET_DATABASE_URL": database}
+	vars := env{"PGJET_NATS_URL": server.URL(), "PGJET_DATABASE_URL": database}
 	code, process := runProcess(m, vars, "stream", "ensure")
-	if said := process.stderr.String(); code == exitOK || !strings.Contains(said, "2.14") || !strings.Contains(said, natsRefused[1:]) {
+	if said := process.Stderr.String(); code == exitOK || !strings.Contains(said, "2.14") || !strings.Contains(said, natsRefused[1:]) {
 		m.Errorf("exit code %d, want another one and the versions 2.14 and %s, of %s", code, natsRefused[1:], process)
 	}
-	if _, err := testenv.Connect(m, server.url()).Stream(m.Context(), "EVENTS"); err == nil {
+	if _, err := testenv.Connect(m, server.URL()).Stream(m.Context(), "EVENTS"); err == nil {
 		m.Error("stream ensure created the stream")
 	}
 	smtp, _ := startMail(m, anyPort)
 	for _, words := range [][]string{{"relay"}, {"consume", "welcome-mailer", "--smtp-url", "smtp://" + smtp + "?tls=off"}} {
-		s := &service{process: start(m, vars, append(words, "--admin-addr", anyPort)...)}
-		s.admin = s.logged("starting", "admin")
-		s.notReady(s.admin, "2.14")
+		s := &service{Process: start(m, vars, append(words, "--admin-addr", anyPort)...)}
+		s.Admin = s.Logged("starting", "admin")
+		s.NotReady(s.Admin, "2.14")
 	}
 }

@@ -123,7 +123,7 @@ func (p *mainPath) must(want int, args ...string) string {
 	if code != want {
 		p.Fatalf("exit code %d, want %d, of %s", code, want, process)
 	}
-	return process.stdout.String()
+	return process.Stdout.String()
 }
 
 // as returns the environment of processes with that role.
@@ -140,8 +140,8 @@ func (p *mainPath) as(role string) env {
 
 func (p *mainPath) service(role string, args ...string) *service {
 	p.Helper()
-	s := &service{process: start(p.trial, p.as(role), append(args, "--admin-addr", anyPort)...)}
-	s.admin = s.logged("starting", "admin")
+	s := &service{Process: start(p.trial, p.as(role), append(args, "--admin-addr", anyPort)...)}
+	s.Admin = s.Logged("starting", "admin")
 	return s
 }
 
@@ -159,7 +159,7 @@ func (p *mainPath) startDirectory() {
 func (p *mainPath) start() {
 	p.Helper()
 	p.users = p.service("writer", "users", "--addr", anyPort, "--token-key-file", keyFile(p.trial))
-	p.users.addr = p.users.logged("serving the API", "addr")
+	p.users.Addr = p.users.Logged("serving the API", "addr")
 	p.startRelay()
 	p.startMailer()
 	p.startDirectory()
@@ -180,8 +180,8 @@ func (p *mainPath) begin() {
 func (p *mainPath) ready() {
 	p.Helper()
 	for _, s := range p.all() {
-		s.eventually(matrixPatience, "it is ready", func() bool {
-			status, _ := get(p.trial, s.admin+"/readyz")
+		s.Eventually(matrixPatience, "it is ready", func() bool {
+			status, _ := get(p.trial, s.Admin+"/readyz")
 			return status == http.StatusOK
 		})
 	}
@@ -227,7 +227,7 @@ func (p *mainPath) signUp(email, name string) (status int, body string) {
 	form := fmt.Sprintf(`{"email":%q,"name":%q,"password":"correct horse battery"}`, email, name)
 	header := map[string]string{"Content-Type": "application/json", "Idempotency-Key": uuid.NewString()}
 	for deadline := time.Now().Add(patience); ; time.Sleep(100 * time.Millisecond) {
-		status, _, body = request(p.trial, http.MethodPost, p.users.addr+"/users", form, header)
+		status, _, body = request(p.trial, http.MethodPost, p.users.Addr+"/users", form, header)
 		if status != http.StatusServiceUnavailable || time.Now().After(deadline) {
 			return status, body
 		}
@@ -259,13 +259,13 @@ func (p *mainPath) insert(tx pgx.Tx) error {
 // killAll kills relay and consumers while events flow, and starts others.
 func (p *mainPath) killAll() {
 	p.Helper()
-	p.relay.eventually(matrixPatience, "something is published", func() bool { return p.messages() > 0 })
-	p.relay.kill()
+	p.relay.Eventually(matrixPatience, "something is published", func() bool { return p.messages() > 0 })
+	p.relay.Kill()
 	p.startRelay()
 	testenv.Eventually(p.trial, matrixPatience, "a mail arrives", func() bool { return len(mails(p.trial, p.inbox, "")) > 0 })
-	p.mailer.kill()
+	p.mailer.Kill()
 	p.kills++
-	p.directory.kill()
+	p.directory.Kill()
 	p.startMailer()
 	p.startDirectory()
 }
@@ -284,7 +284,7 @@ func (p *mainPath) messages() int {
 // settled waits until nothing is left to do.
 func (p *mainPath) settled() {
 	p.Helper()
-	p.relay.eventually(matrixPatience, "all is published and handled", func() bool {
+	p.relay.Eventually(matrixPatience, "all is published and handled", func() bool {
 		handled := query[bool](p.trial, p.db, `
 			select (select count(*) from directory.users) = $1
 			   and (select count(*) from pgjet.inbox where consumer = 'welcome-mailer' and state = 'done') = $1`, p.number)
@@ -305,10 +305,10 @@ func (p *mainPath) check() {
 	}
 	p.checkWords()
 	for _, s := range append(p.all(), p.standby...) {
-		s.stop()
+		s.Stop()
 	}
 	for _, s := range p.standby { // a standby logs little, even when it takes over
-		if warnings := s.log("WARN"); len(warnings) > 10 {
+		if warnings := s.Log("WARN"); len(warnings) > 10 {
 			p.Errorf("a standby has logged %d warnings, such as %v", len(warnings), warnings[len(warnings)-1])
 		}
 	}
@@ -325,7 +325,7 @@ func (p *mainPath) checkStream() {
 	p.Helper()
 	want := query[[]string](p.trial, p.db, `select array_agg(id::text) from pgjet.outbox`)
 	total := len(want) + p.lost
-	p.relay.eventually(matrixPatience, fmt.Sprintf("the stream holds %d messages", total), func() bool { return p.messages() >= total })
+	p.relay.Eventually(matrixPatience, fmt.Sprintf("the stream holds %d messages", total), func() bool { return p.messages() >= total })
 	if n := query[int](p.trial, p.db, `select count(*) from pgjet.quarantine`); n > 0 {
 		p.Errorf("%d events are in quarantine", n)
 	}
@@ -424,7 +424,7 @@ func (p *mainPath) checkMails() {
 	p.Helper()
 	const workers = 8
 	var perPerson map[string][]string
-	p.mailer.eventually(matrixPatience, fmt.Sprintf("%d people have a mail", p.number), func() bool {
+	p.mailer.Eventually(matrixPatience, fmt.Sprintf("%d people have a mail", p.number), func() bool {
 		perPerson = make(map[string][]string)
 		for _, m := range mails(p.trial, p.inbox, "") {
 			perPerson[m.To[0]] = append(perPerson[m.To[0]], m.Headers["Message-Id"][0])
@@ -455,7 +455,7 @@ func (p *mainPath) checkMails() {
 func (p *mainPath) checkDirectory() {
 	p.Helper()
 	wrong := ""
-	p.directory.eventually(matrixPatience, "the directory knows everybody by the last name", func() bool {
+	p.directory.Eventually(matrixPatience, "the directory knows everybody by the last name", func() bool {
 		rows, err := p.db.Query(p.Context(), `select email, name from directory.users`)
 		if err != nil {
 			p.Fatal(err)

@@ -170,8 +170,8 @@ func pooled(m *trial, mode string) {
 		delete(p.vars, "PGJET_DIRECT_DATABASE_URL")
 		for _, args := range [][]string{{"relay"}, {"consume", "directory", "--addr", anyPort}} {
 			s := p.service("", args...)
-			s.notReady(s.admin, "pooler")
-			s.stop()
+			s.NotReady(s.Admin, "pooler")
+			s.Stop()
 		}
 		p.vars["PGJET_DIRECT_DATABASE_URL"] = direct
 		if after := observe(m, pool); !maps.Equal(before, after) {
@@ -339,7 +339,7 @@ func standbyPromoted(m *trial) {
 	p.db = openAdmin(m, pair.standby.URL())
 	p.start()
 	for _, s := range p.all() {
-		s.notReady(s.admin, "database_read_only")
+		s.NotReady(s.Admin, "database_read_only")
 	}
 	pair.promote()
 	begun := time.Now()
@@ -384,13 +384,13 @@ func failoverWithLoss(m *trial) {
 		pair.promote()
 		p.db.Reset()
 		begun := time.Now()
-		p.relay.notReady(p.relay.admin, "database_behind")
+		p.relay.NotReady(p.relay.Admin, "database_behind")
 		m.checked += fmt.Sprintf("; halted after %.1f s", time.Since(begun).Seconds())
 		p.lost -= query[int](m, p.db, `select count(*) from pgjet.outbox`)
 		p.must(exitOK, "relay", "adopt", "--yes", "--reason", "failover with loss")
 		p.ready()
 		p.decide = func() { // the events may have been handled: their mails have arrived
-			p.mailer.eventually(matrixPatience, fmt.Sprintf("%d lost events wait for a decision", p.again), func() bool {
+			p.mailer.Eventually(matrixPatience, fmt.Sprintf("%d lost events wait for a decision", p.again), func() bool {
 				return query[int](m, p.db, `select count(*) from pgjet.dead_letter where consumer = 'welcome-mailer' and state = 'dead'`) == p.again
 			})
 			p.must(exitOK, "dead", "discard", "--consumer", "welcome-mailer", "--yes", "--reason", "failover with loss")

@@ -89,26 +89,26 @@ type natsProgram struct {
 func startNATSProgram(m *trial, version string) *natsProgram {
 	m.Helper()
 	n := &natsProgram{program: goProgram(m, "github.com/nats-io/nats-server/v2", version)}
-	n.t, n.options.Port = m, freePort(m)
+	n.T, n.Options.Port = m, freePort(m)
 	n.config = write(m, "nats.conf", fmt.Sprintf("server_name: test\nlisten: %q\njetstream { store_dir: %q, sync_interval: always }\n",
-		local(n.options.Port), m.TempDir()))
-	n.start()
-	m.Cleanup(n.kill)
+		local(n.Options.Port), m.TempDir()))
+	n.Start()
+	m.Cleanup(n.Kill)
 	return n
 }
 
 // start starts it, again after kill, and waits until it is ready.
-func (n *natsProgram) start() {
-	n.t.Helper()
-	starts := strings.Count(n.stderr.String(), "Server is ready")
-	n.cmd = exec.Command(n.program, "-c", n.config)
-	n.cmd.Stderr = &n.stderr
-	n.cmd.SysProcAttr = ours()
-	if err := n.run(); err != nil {
-		n.t.Fatal(err)
+func (n *natsProgram) Start() {
+	n.T.Helper()
+	starts := strings.Count(n.Stderr.String(), "Server is ready")
+	n.Cmd = exec.Command(n.program, "-c", n.config)
+	n.Cmd.Stderr = &n.Stderr
+	n.Cmd.SysProcAttr = ours()
+	if err := n.Run(); err != nil {
+		n.T.Fatal(err)
 	}
-	testenv.Eventually(n.t, patience, "nats-server is ready", func() bool {
-		return strings.Count(n.stderr.String(), "Server is ready") > starts
+	testenv.Eventually(n.T, patience, "nats-server is ready", func() bool {
+		return strings.Count(n.Stderr.String(), "Server is ready") > starts
 	})
 }
 

@@ -58,8 +58,8 @@ func (g *guarded) as(user string) env {
 
 func (g *guarded) service(user string, args ...string) *service {
 	g.t.Helper()
-	s := &service{process: start(g.t, g.as(user), append(args, "--admin-addr", anyPort)...)}
-	s.admin = s.logged("starting", "admin")
+	s := &service{Process: start(g.t, g.as(user), append(args, "--admin-addr", anyPort)...)}
+	s.Admin = s.Logged("starting", "admin")
 	return s
 }
 
@@ -70,7 +70,7 @@ func (g *guarded) operates(args ...string) string {
 	if code != exitOK {
 		g.t.Fatalf("exit code %d of %s", code, p)
 	}
-	return p.stdout.String()
+	return p.Stdout.String()
 }
 
 // test returns JetStream for the test itself, in the account of the stream.
@@ -91,18 +91,18 @@ func TestNATSAccounts(t *testing.T) {
 		g.operates("stream", "ensure")
 	}
 	code, p := runProcess(t, env{"PGJET_NATS_URL": g.url("operator")}, "stream", "ensure")
-	if said := p.stderr.String(); code == exitOK || !strings.Contains(said, "jetstream_disabled") || !strings.Contains(said, "--nats-domain") {
+	if said := p.Stderr.String(); code == exitOK || !strings.Contains(said, "jetstream_disabled") || !strings.Contains(said, "--nats-domain") {
 		t.Errorf("without the domain: exit code %d of %s", code, p)
 	}
 	smtp, inbox := startMail(t, anyPort)
 	mails := g.service(mailer.Name, "consume", mailer.Name, "--database-url", database, "--smtp-url", "smtp://"+smtp+"?tls=off")
 	users := g.service("writer", "users", "--database-url", database, "--addr", anyPort, "--token-key-file", keyFile(t))
-	users.addr = users.logged("serving the API", "addr")
-	mails.eventually(patience, "it says that it needs a durable consumer", func() bool {
-		return strings.Contains(mails.stderr.String(), "consumer_missing") && strings.Contains(mails.stderr.String(), "pgjet consumer ensure")
+	users.Addr = users.Logged("serving the API", "addr")
+	mails.Eventually(patience, "it says that it needs a durable consumer", func() bool {
+		return strings.Contains(mails.Stderr.String(), "consumer_missing") && strings.Contains(mails.Stderr.String(), "pgjet consumer ensure")
 	})
-	users.eventually(patience, "it says that it needs a consumer to follow", func() bool {
-		return strings.Contains(users.stderr.String(), "consumer_missing")
+	users.Eventually(patience, "it says that it needs a consumer to follow", func() bool {
+		return strings.Contains(users.Stderr.String(), "consumer_missing")
 	})
 	for range 2 {
 		g.operates("consumer", "ensure", mailer.Name, directory.Name, onboarding.Name, followName)
@@ -122,10 +122,10 @@ func TestNATSAccounts(t *testing.T) {
 		`delete from pgjet.checkpoint`, // it reads everything
 	} {
 		relay := all["pgjet-relay"]
-		relay.ready(relay.admin)
+		relay.Ready(relay.Admin)
 		for n := range 3 {
 			email := fmt.Sprintf("ann%d.%d@example.com", i, n)
-			signUp(t, users.addr, email)
+			signUp(t, users.Addr, email)
 			oneMail(t, inbox, email)
 		}
 		published += 3
@@ -135,14 +135,14 @@ func TestNATSAccounts(t *testing.T) {
 		testenv.Eventually(t, patience, "a checkpoint of everything", func() bool {
 			return query[bool](t, db, `select coalesce(max(stream_seq), 0) >= $1 from pgjet.checkpoint`, published)
 		})
-		relay.stop()
+		relay.Stop()
 		if _, err := db.Exec(t.Context(), forget); err != nil {
 			t.Fatal(err)
 		}
 		all["pgjet-relay"] = g.service("relay", "relay", "--database-url", database)
 	}
 	for name, s := range all {
-		s.eventually(patience, name+" is ready and listed", func() bool {
+		s.Eventually(patience, name+" is ready and listed", func() bool {
 			var found []instance
 			if err := json.Unmarshal([]byte(g.operates("services", "ls", "-o", "json")), &found); err != nil {
 				t.Fatal(err)
@@ -170,7 +170,7 @@ func TestNATSAccounts(t *testing.T) {
 	} {
 		g.operates(append(words, "--database-url", database)...)
 	}
-	if _, p := runProcess(t, g.as("operator"), "doctor", "--all", "--database-url", database); !strings.Contains(p.stdout.String(), "bytes used") {
+	if _, p := runProcess(t, g.as("operator"), "doctor", "--all", "--database-url", database); !strings.Contains(p.Stdout.String(), "bytes used") {
 		t.Errorf("an operator does not see the storage of the account: %s", p)
 	}
 	if err := js.DeleteStream(t.Context(), "EVENTS"); err != nil {
@@ -178,18 +178,18 @@ func TestNATSAccounts(t *testing.T) {
 	}
 	testenv.Eventually(t, patience, "the relay says that the stream is missing", func() bool {
 		_, p := runProcess(t, g.as("operator"), "relay", "status", "--database-url", database)
-		return strings.Contains(p.stdout.String(), "stream_missing")
+		return strings.Contains(p.Stdout.String(), "stream_missing")
 	})
 	g.operates("stream", "ensure")
 	g.operates("consumer", "ensure", mailer.Name, directory.Name, onboarding.Name, followName)
-	signUp(t, users.addr, "healed@example.com")
+	signUp(t, users.Addr, "healed@example.com")
 	oneMail(t, inbox, "healed@example.com")
 	for i := range 3 {
 		for n := range 3 {
 			oneMail(t, inbox, fmt.Sprintf("ann%d.%d@example.com", i, n))
 		}
 	}
-	mails.stop()
+	mails.Stop()
 	makeOlder(t, js, mailer.Name)
 	if out := g.operates("consumer", "ensure", mailer.Name, "--apply", "--database-url", database); !strings.Contains(out, "added user.rejected") {
 		t.Errorf("--apply says %q", out)

@@ -124,37 +124,37 @@ func TestNATSPermissions(t *testing.T) {
 	mailer := startMailer(t, database, g.url("consumer"), smtp)
 	relay := startRelay(t, database, g.url("relay"))
 	users := startService(t, "users", "--database-url", database, "--addr", anyPort, "--nats-url", g.url("writer"))
-	users.addr = users.logged("serving the API", "addr")
+	users.Addr = users.Logged("serving the API", "addr")
 	for i, forget := range []string{
 		`select`, // it finds the message that the checkpoint names
 		`delete from pgjet.checkpoint where id = (select max(id) from pgjet.checkpoint)`, // it reads what follows
 		`delete from pgjet.checkpoint`, // it reads everything
 	} {
-		relay.ready(relay.admin)
+		relay.Ready(relay.Admin)
 		for n := range 3 {
 			email := fmt.Sprintf("ann%d.%d@example.com", i, n)
-			signUp(t, users.addr, email)
+			signUp(t, users.Addr, email)
 			oneMail(t, inbox, email)
 		}
 		testenv.Eventually(t, patience, "a checkpoint", func() bool {
 			return query[int64](t, db, `select coalesce(max(stream_seq), 0) from pgjet.checkpoint`) == int64(3*(i+1))
 		})
 		g.hears(relay)
-		relay.stop()
+		relay.Stop()
 		if _, err := db.Exec(t.Context(), forget); err != nil {
 			t.Fatal(err)
 		}
 		relay = startRelay(t, database, g.url("relay"))
 	}
-	relay.ready(relay.admin)
-	mailer.ready(mailer.admin)
+	relay.Ready(relay.Admin)
+	mailer.Ready(mailer.Admin)
 	for _, name := range []string{"pgjet-relay", "pgjet-users", "pgjet-welcome-mailer"} {
 		if i := listed(t, g.url("operator"))[name]; i.Health != "ready" {
 			t.Errorf("%s is registered as %+v, want it to be ready", name, i)
 		}
 	}
-	mailer.stop() // gives back what it has fetched
-	signUp(t, users.addr, "last@example.com")
+	mailer.Stop() // gives back what it has fetched
+	signUp(t, users.Addr, "last@example.com")
 	// The stream has the time since when the event waits.
 	ends(t, exitFindings, asked("consumer ls", g.url("operator")), database, "no_process   1     0          0      0/s    ", "s ago")
 	finds(t, exitFindings, database, g.url("operator"), "consumer welcome-mailer no_process -> pgjet consume welcome-mailer")
@@ -162,10 +162,10 @@ func TestNATSPermissions(t *testing.T) {
 	if s := timelineOf(t, last, database, g.url("operator")); !s.inOrder("outbox: appended user.created", "stream: stored as EVENTS", "welcome-mailer: waits to be delivered") {
 		t.Errorf("an operator is told %+v, not known %q", s.Timeline, s.Events[0].Unknown)
 	}
-	if _, p := runProcess(t, nil, words(asked("doctor --all", g.url("operator")), database)...); !strings.Contains(p.stdout.String(), "bytes used") {
+	if _, p := runProcess(t, nil, words(asked("doctor --all", g.url("operator")), database)...); !strings.Contains(p.Stdout.String(), "bytes used") {
 		t.Errorf("an operator does not see the storage of the account: %s", p)
 	}
-	relay.stop()
+	relay.Stop()
 	g.addsTypes(database)
 	g.log.none(t)
 }

@@ -57,8 +57,8 @@ func TestConsumerEnsureApply(t *testing.T) {
 	js := ensureStream(t, server)
 	publishUsers(t, js, 1, 2)
 	s := startDirectory(t, database, server)
-	findsPeople(t, s.addr, "", "User 1", "User 2")
-	s.stop()
+	findsPeople(t, s.Addr, "", "User 1", "User 2")
+	s.Stop()
 	makeOlder(t, js, directory.Name)
 	const first = "00000000-0000-4000-8000-000000000001"
 	publishPayload(t, js, 3, events.UserRenamed{UserID: first, Name: "Grace"})
@@ -74,7 +74,7 @@ func TestConsumerEnsureApply(t *testing.T) {
 	refused(t, exitFindings, ensure(""), "differs, nothing was changed", "to add user.deleted, user.renamed: "+command+" --apply\n")
 	refused(t, exitUsage, ensure("--dry-run --apply"), "dry-run")
 	refused(t, exitUsage, ensure("--apply"), "--database-url")
-	findsPeople(t, s.addr, "", "User 1", "User 2")
+	findsPeople(t, s.Addr, "", "User 1", "User 2")
 	out := must(t, exitOK, ensure("--apply --database-url "+database)...)
 	for _, text := range []string{
 		"added user.deleted, user.renamed to durable consumer directory of stream EVENTS\n",
@@ -85,15 +85,15 @@ func TestConsumerEnsureApply(t *testing.T) {
 			t.Errorf("--apply does not say %q but\n%s", text, out)
 		}
 	}
-	s.ready(s.admin)
-	findsPeople(t, s.addr, "", "Grace Hopper", "User 2", "User 4")
+	s.Ready(s.Admin)
+	findsPeople(t, s.Addr, "", "Grace Hopper", "User 2", "User 4")
 	publishPayload(t, js, 6, events.UserDeleted{UserID: first})
-	findsPeople(t, s.addr, "", "User 2", "User 4")
+	findsPeople(t, s.Addr, "", "User 2", "User 4")
 	if out := must(t, exitOK, ensure("--apply --database-url "+database)...); out != "the 8 durable consumers of stream EVENTS, directory-0of8 to directory-7of8, are as they should be\n" {
 		t.Errorf("the second time --apply says %q", out)
 	}
 	refused(t, exitNotFound, ensure("--apply --stream OTHERS --database-url "+database), "stream OTHERS does not exist")
-	s.stop()
+	s.Stop()
 }
 
 // TestDevAddsTypes: pgjet dev continues with the durable consumers of an older version, and
@@ -122,8 +122,8 @@ func TestDevAddsTypes(t *testing.T) {
 	signUp(t, r.Users, "bob@example.com")
 	findsPeople(t, r.Directory, "", "Ann", "Ann") // an older version does not handle the rest
 	oneMail(t, r.Inbox, "bob@example.com")
-	r.signal(os.Interrupt)
-	if code := r.wait(patience); code != exitOK {
+	r.Signal(os.Interrupt)
+	if code := r.Wait(patience); code != exitOK {
 		t.Fatalf("exit code %d after an interrupt, want 0, of %s", code, r)
 	}
 

@@ -18,17 +18,6 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 )
 
-// restartPostgres starts a stopped server again, on its port and with its data.
-func restartPostgres(t *testing.T, p *devserver.Postgres) *devserver.Postgres {
-	t.Helper()
-	again, err := devserver.StartPostgres(t.Context(), p.Options())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { stopPostgres(t, again) })
-	return again
-}
-
 // restartAsStandby starts a server again that accepts no writes until [promote].
 func restartAsStandby(t *testing.T, p *devserver.Postgres) *devserver.Postgres {
 	t.Helper()
@@ -50,32 +39,25 @@ func promote(t *testing.T, p *devserver.Postgres) {
 	}
 }
 
-func stopPostgres(t *testing.T, p *devserver.Postgres) {
-	t.Helper()
-	if err := p.Stop(); err != nil {
-		t.Error(err)
-	}
-}
-
 // logLines polls for that long and returns how many lines each process logged
 // meanwhile.
 func logLines(d time.Duration, all ...*service) []int {
-	all[0].t.Helper()
+	all[0].T.Helper()
 	count := make([]int, len(all))
 	for i, s := range all {
-		count[i] = -len(s.log(""))
+		count[i] = -len(s.Log(""))
 	}
 	begun := time.Now()
-	all[0].eventually(2*d, "time passes", func() bool { return time.Since(begun) > d })
+	all[0].Eventually(2*d, "time passes", func() bool { return time.Since(begun) > d })
 	for i, s := range all {
-		count[i] += len(s.log(""))
+		count[i] += len(s.Log(""))
 	}
 	return count
 }
 
 func stopAll(all ...*service) {
 	for _, s := range all {
-		s.stop()
+		s.Stop()
 	}
 }
 
@@ -86,16 +68,16 @@ func TestNATSOutage(t *testing.T) {
 	smtp, inbox := startMail(t, anyPort)
 	users, relay, mailer := startUsers(t, database), startRelay(t, database, n.URL()), startMailer(t, database, n.URL(), smtp)
 	for _, s := range []*service{users, relay, mailer} {
-		s.ready(s.admin)
+		s.Ready(s.Admin)
 	}
-	signUp(t, users.addr, "ann@example.com")
+	signUp(t, users.Addr, "ann@example.com")
 	oneMail(t, inbox, "ann@example.com")
 
 	n.Stop()
-	relay.notReady(relay.admin, "nats_unreachable")
-	mailer.notReady(mailer.admin, "nats_unreachable")
-	signUp(t, users.addr, "bob@example.com")
-	if status, body := get(t, users.admin+"/readyz"); status != http.StatusOK {
+	relay.NotReady(relay.Admin, "nats_unreachable")
+	mailer.NotReady(mailer.Admin, "nats_unreachable")
+	signUp(t, users.Addr, "bob@example.com")
+	if status, body := get(t, users.Admin+"/readyz"); status != http.StatusOK {
 		t.Errorf("GET /readyz of users = %d %s, want 200: it does not need NATS", status, body)
 	}
 	for i, lines := range logLines(3*time.Second, relay, mailer) {
@@ -103,7 +85,7 @@ func TestNATSOutage(t *testing.T) {
 		if lines > 2 {
 			t.Errorf("%d log lines in 3 s of an outage, want one for each reason, of %s", lines, s)
 		}
-		if status, _ := get(t, s.admin+"/livez"); status != http.StatusOK {
+		if status, _ := get(t, s.Admin+"/livez"); status != http.StatusOK {
 			t.Errorf("GET /livez = %d in an outage, want 200, of %s", status, s)
 		}
 	}
@@ -111,12 +93,12 @@ func TestNATSOutage(t *testing.T) {
 	testenv.RestartNATS(t, n)
 	oneMail(t, inbox, "bob@example.com")
 	for _, s := range []*service{relay, mailer} {
-		s.ready(s.admin)
-		if lines := s.log("WARN"); len(lines) > 4 {
+		s.Ready(s.Admin)
+		if lines := s.Log("WARN"); len(lines) > 4 {
 			t.Errorf("%d warnings about one outage: %v", len(lines), lines)
 		}
 	}
-	signUp(t, users.addr, "cid@example.com")
+	signUp(t, users.Addr, "cid@example.com")
 	oneMail(t, inbox, "cid@example.com")
 	oneMail(t, inbox, "bob@example.com")
 	oneMail(t, inbox, "ann@example.com")
@@ -135,16 +117,16 @@ func TestStopsInAnOutage(t *testing.T) {
 	mailer := startMailer(t, server.URL(), n.URL(), smtp)
 	all := []*service{users, relay, mailer}
 	for _, s := range all {
-		s.ready(s.admin)
+		s.Ready(s.Admin)
 	}
 	n.Stop()
 	stopPostgres(t, server)
 	for _, s := range all {
-		s.notReady(s.admin, "_unreachable")
+		s.NotReady(s.Admin, "_unreachable")
 	}
 	for _, s := range all {
 		begun := time.Now()
-		s.stop()
+		s.Stop()
 		if took := time.Since(begun); took > 8*time.Second {
 			t.Errorf("it took %s to stop %s", took, s)
 		}
@@ -165,9 +147,9 @@ func TestPostgreSQLOutage(t *testing.T) {
 	away := func(email, reason string) {
 		t.Helper()
 		for _, s := range all {
-			s.notReady(s.admin, reason)
+			s.NotReady(s.Admin, reason)
 		}
-		status, header, body := post(t, users.addr, email)
+		status, header, body := post(t, users.Addr, email)
 		if status != http.StatusServiceUnavailable || header.Get("Retry-After") == "" {
 			t.Errorf("POST /users = %d %s %s, want 503 and Retry-After", status, header, body)
 		}
@@ -175,16 +157,16 @@ func TestPostgreSQLOutage(t *testing.T) {
 	back := func(email string) {
 		t.Helper()
 		for _, s := range all {
-			s.ready(s.admin)
+			s.Ready(s.Admin)
 		}
-		signUp(t, users.addr, email)
+		signUp(t, users.Addr, email)
 		oneMail(t, inbox, email)
 		// If PostgreSQL ended before this, the mail would rightly come twice.
 		waitDone(t, database, email)
 	}
 	away("ann@example.com", "database_unreachable")
 	logLines(2*time.Second, users) // it checks every second
-	if lines := users.log("WARN"); len(lines) != 1 {
+	if lines := users.Log("WARN"); len(lines) != 1 {
 		t.Errorf("%d warnings, want one: %v", len(lines), lines)
 	}
 	server = restartPostgres(t, server)
@@ -225,15 +207,15 @@ func TestRelayKilledBetweenPublishAndCheckpoint(t *testing.T) {
 	js, db := ensureStream(t, nats), openDB(t, database)
 	relay := startRelay(t, database, nats)
 	appendEvents(t, db, 10)
-	relay.eventually(patience, "a checkpoint covers the first events", func() bool { return checkpoint(t, db) == 10 })
+	relay.Eventually(patience, "a checkpoint covers the first events", func() bool { return checkpoint(t, db) == 10 })
 
 	err := pgx.BeginFunc(t.Context(), db, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(t.Context(), `lock table pgjet.checkpoint in exclusive mode`); err != nil {
 			return err
 		}
 		appendEvents(t, db, 200)
-		relay.eventually(patience, "the stream holds them", func() bool { return len(stored(t, js)) == 210 })
-		relay.kill()
+		relay.Eventually(patience, "the stream holds them", func() bool { return len(stored(t, js)) == 210 })
+		relay.Kill()
 		// Its last statement must not be carried out after the kill.
 		_, err := tx.Exec(t.Context(), `
 			select pg_terminate_backend(pid, 5000) from pg_stat_activity
@@ -249,8 +231,8 @@ func TestRelayKilledBetweenPublishAndCheckpoint(t *testing.T) {
 
 	relay = startRelay(t, database, nats)
 	appendEvents(t, db, 10)
-	relay.eventually(patience, "the stream holds the later ones", func() bool { return len(stored(t, js)) >= 220 })
-	relay.ready(relay.admin)
+	relay.Eventually(patience, "the stream holds the later ones", func() bool { return len(stored(t, js)) >= 220 })
+	relay.Ready(relay.Admin)
 	sameEvents(t, db, js)
 }
 
@@ -272,12 +254,6 @@ func sameEvents(t *testing.T, db *pgxpool.Pool, js jetstream.JetStream) {
 	if !slices.Equal(got, want) {
 		t.Errorf("the stream holds %d events, the outbox %d, or they differ in order", len(got), len(want))
 	}
-}
-
-// checkpoint returns how far the newest one covers the stream.
-func checkpoint(t *testing.T, db *pgxpool.Pool) int64 {
-	t.Helper()
-	return query[int64](t, db, `select coalesce(max(stream_seq), 0) from pgjet.checkpoint`)
 }
 
 // appendEvents commits that many events in one transaction.
@@ -305,9 +281,9 @@ func TestMailServerAsksToComeBack(t *testing.T) {
 	smtp, inbox := startMail(t, anyPort)
 	users, mailer := startPipeline(t, smtp)
 	refuseMails(t, inbox, 451, 2)
-	signUp(t, users.addr, "ann@example.com")
+	signUp(t, users.Addr, "ann@example.com")
 	oneMail(t, inbox, "ann@example.com")
-	if lines := mailer.log("WARN"); len(lines) != 2 {
+	if lines := mailer.Log("WARN"); len(lines) != 2 {
 		t.Errorf("warnings are %v, want one for each of the two refusals", lines)
 	}
 }
@@ -321,19 +297,19 @@ func TestMailServerIsAway(t *testing.T) {
 	addr := l.Addr().String()
 	l.Close()
 	users, mailer := startPipeline(t, addr)
-	signUp(t, users.addr, "ann@example.com")
-	mailer.logged("no attempt can succeed, will keep trying", "err")
-	mailer.notReady(mailer.admin, "mail_server_away: since ")
+	signUp(t, users.Addr, "ann@example.com")
+	mailer.Logged("no attempt can succeed, will keep trying", "err")
+	mailer.NotReady(mailer.Admin, "mail_server_away: since ")
 	for _, line := range []string{`(?m)^pgjet_mailer_breaker_open 1$`, `(?m)^pgjet_mailer_mails_total\{outcome="away"\} [1-9]`} {
-		mailer.eventually(patience, "its metrics say "+line, func() bool {
-			_, page := get(t, mailer.admin+"/metrics")
+		mailer.Eventually(patience, "its metrics say "+line, func() bool {
+			_, page := get(t, mailer.Admin+"/metrics")
 			return regexp.MustCompile(line).MatchString(page)
 		})
 	}
 	_, inbox := startMail(t, addr)
 	oneMail(t, inbox, "ann@example.com")
-	signUp(t, users.addr, "bob@example.com")
+	signUp(t, users.Addr, "bob@example.com")
 	oneMail(t, inbox, "bob@example.com")
 	oneMail(t, inbox, "ann@example.com")
-	mailer.ready(mailer.admin)
+	mailer.Ready(mailer.Admin)
 }

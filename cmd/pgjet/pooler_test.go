@@ -35,14 +35,14 @@ func TestGoodNeighbour(t *testing.T) {
 		startRelay(t, database, nats), startMailer(t, database, nats, smtp), startDirectory(t, database, nats),
 	}
 	for _, s := range refusing {
-		s.notReady(s.admin, "pooler: ")
-		if lines := fmt.Sprint(s.log("WARN")); !strings.Contains(lines, "--direct-database-url") {
-			t.Errorf("%s does not log what to do: %s", s.name, lines)
+		s.NotReady(s.Admin, "pooler: ")
+		if lines := fmt.Sprint(s.Log("WARN")); !strings.Contains(lines, "--direct-database-url") {
+			t.Errorf("%s does not log what to do: %s", s.Name, lines)
 		}
 	}
 	unchanged("refusals")
 	for _, s := range refusing {
-		s.stop()
+		s.Stop()
 	}
 
 	accounts := setTrap(t, "never", false, false)
@@ -51,21 +51,21 @@ func TestGoodNeighbour(t *testing.T) {
 	relay := startService(t, append([]string{"relay"}, flags...)...)
 	mailer := startService(t, append([]string{"consume", "welcome-mailer", "--smtp-url", "smtp://" + smtp + "?tls=off"}, flags...)...)
 	directory := startService(t, append([]string{"consume", "directory", "--addr", anyPort}, flags...)...)
-	directory.addr = directory.logged("serving the API", "addr")
+	directory.Addr = directory.Logged("serving the API", "addr")
 	onboarding := startService(t, append([]string{"consume", "onboarding", "--profiles-url", accounts.URL, "--billing-url", accounts.URL}, flags...)...)
 	for _, s := range []*service{users, relay, mailer, directory, onboarding} {
-		s.ready(s.admin)
+		s.Ready(s.Admin)
 	}
-	id := signUp(t, users.addr, "ann@example.com")
+	id := signUp(t, users.Addr, "ann@example.com")
 	for i := range 10 {
-		signUp(t, users.addr, fmt.Sprintf("p%d@example.com", i))
+		signUp(t, users.Addr, fmt.Sprintf("p%d@example.com", i))
 	}
 	oneMail(t, inbox, "ann@example.com")
 	oneMail(t, inbox, "p9@example.com")
-	findsPeople(t, directory.addr, "nobody at all")
-	token := logIn(t, users.addr, "ann@example.com")
+	findsPeople(t, directory.Addr, "nobody at all")
+	token := logIn(t, users.Addr, "ann@example.com")
 	testenv.Eventually(t, patience, "the saga makes the user active", func() bool {
-		status, body := getAs(t, token, users.addr+"/users/"+id)
+		status, body := getAs(t, token, users.Addr+"/users/"+id)
 		return status == http.StatusOK && strings.Contains(body, `"active"`)
 	})
 	for _, words := range []string{
@@ -96,10 +96,10 @@ func TestPoolerWithoutTransactions(t *testing.T) {
 	direct := testenv.DatabaseURL(t)
 	database := testenv.PgBouncer(t, direct, "statement")
 	users := startUsers(t, database)
-	users.notReady(users.admin, "pooler: ")
-	testenv.Eventually(t, patience, "it logs what to do", func() bool { return strings.Contains(fmt.Sprint(users.log("WARN")), "pool_mode=transaction") })
+	users.NotReady(users.Admin, "pooler: ")
+	testenv.Eventually(t, patience, "it logs what to do", func() bool { return strings.Contains(fmt.Sprint(users.Log("WARN")), "pool_mode=transaction") })
 	header := map[string]string{"Content-Type": "application/json", "Idempotency-Key": "k"}
-	if status, _, body := request(t, http.MethodPost, users.addr+"/users", signUpBody("ann@example.com"), header); status != http.StatusServiceUnavailable || !strings.Contains(body, `"database_unavailable"`) {
+	if status, _, body := request(t, http.MethodPost, users.Addr+"/users", signUpBody("ann@example.com"), header); status != http.StatusServiceUnavailable || !strings.Contains(body, `"database_unavailable"`) {
 		t.Errorf("sign up = %d %s, want 503 database_unavailable", status, body)
 	}
 	refused(t, exitUnreachable, []string{"users", "grant", "ann@example.com", "admin", "--reason", "x", "--database-url", database}, "pooler: ", "pool_mode=transaction")
@@ -134,15 +134,15 @@ func TestStopIsBoundedWhilePostgreSQLHangs(t *testing.T) {
 	smtp, _ := startMail(t, anyPort)
 	all := []*service{startUsers(t, database), startRelay(t, database, nats), startMailer(t, database, nats, smtp), startDirectory(t, database, nats)}
 	for _, s := range all {
-		s.ready(s.admin)
+		s.Ready(s.Admin)
 	}
 	freeze(t, server.PID())
 	began := time.Now()
 	for _, s := range all {
-		s.signal(syscall.SIGTERM)
+		s.Signal(syscall.SIGTERM)
 	}
 	for _, s := range all {
-		s.wait(10 * time.Second)
+		s.Wait(10 * time.Second)
 	}
 	if took := time.Since(began); took > 8*time.Second {
 		t.Errorf("stopping took %s", took)

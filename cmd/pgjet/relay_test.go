@@ -23,7 +23,7 @@ func startPublishing(t *testing.T) (r *service, database, nats string) {
 	database, nats = testenv.DatabaseURL(t), testenv.NATS(t).URL()
 	ensureStream(t, nats)
 	r = startRelay(t, database, nats)
-	r.ready(r.admin)
+	r.Ready(r.Admin)
 	return r, database, nats
 }
 
@@ -50,7 +50,7 @@ func ends(t *testing.T, want int, command, database string, says ...string) stri
 	out := ""
 	testenv.Eventually(t, patience, "pgjet "+command+" says "+strings.Join(says, ", "), func() bool {
 		code, p := runProcess(t, nil, words(command, database)...)
-		out = p.stdout.String()
+		out = p.Stdout.String()
 		for _, w := range says {
 			if !strings.Contains(out, w) {
 				return false
@@ -68,7 +68,7 @@ func TestRelayStatus(t *testing.T) {
 	ends(t, exitFindings, "relay status --stream ORDERS", database, "next         pgjet relay --stream ORDERS\n")
 
 	r, database, _ := startPublishing(t)
-	signUp(t, startUsers(t, database).addr, "ann@example.com")
+	signUp(t, startUsers(t, database).Addr, "ann@example.com")
 	var status struct {
 		relay.Status
 		Publishing bool
@@ -79,7 +79,7 @@ func TestRelayStatus(t *testing.T) {
 		t.Errorf("status is %s (%v)", out, err)
 	}
 	ends(t, exitOK, "relay status", database, "leader       "+status.Leader.Process+", epoch 1, since ", "pending      0\n", "stream sequence 1, 1 events")
-	r.stop()
+	r.Stop()
 	ends(t, exitFindings, "relay status", database, "no relay leads; the last one was "+status.Leader.Process)
 	refused(t, exitFindings, words("relay status -o json", database), "not publishing: no_leader")
 }
@@ -90,12 +90,12 @@ func TestRelayPause(t *testing.T) {
 	refused(t, exitUsage, words("relay pause", database), "--reason")
 	refused(t, exitNotFound, words("relay pause --stream NOPE --reason upgrade", database), "no relay has ever run for stream NOPE")
 	says(t, exitOK, "relay pause --reason upgrade", database, "paused stream EVENTS", "pgjet relay resume")
-	r.notReady(r.admin, "paused")
+	r.NotReady(r.Admin, "paused")
 	ends(t, exitFindings, "relay status", database, "paused by "+actor(), "upgrade", "next         pgjet relay resume\n")
 	says(t, exitOK, "relay pause --reason again", database, "was paused already, by "+actor(), "upgrade")
 	says(t, exitOK, "relay resume", database, "resumed stream EVENTS, paused by "+actor())
 	says(t, exitOK, "relay resume", database, "was not paused")
-	r.ready(r.admin)
+	r.Ready(r.Admin)
 	ends(t, exitOK, "relay status", database)
 }
 
@@ -106,16 +106,16 @@ func TestRelayAdopt(t *testing.T) {
 	if _, err := testenv.Connect(t, nats).Publish(t.Context(), "events.00.alien", []byte("{}")); err != nil {
 		t.Fatal(err)
 	}
-	signUp(t, startUsers(t, database).addr, "ann@example.com")
-	r.notReady(r.admin, "foreign_writer")
+	signUp(t, startUsers(t, database).Addr, "ann@example.com")
+	r.NotReady(r.Admin, "foreign_writer")
 	ends(t, exitFindings, "relay status", database, "the stream holds 1 messages", "next         pgjet relay adopt --dry-run\n")
 	says(t, exitOK, "relay adopt --dry-run", database, "events.00.alien", "none of ours")
 	says(t, exitOK, "relay adopt --dry-run -o json", database, `"stream_seq":1,"event_id":null`)
 	refused(t, exitUsage, words("relay adopt --yes", database), "--reason")
 	refused(t, exitUsage, words("relay adopt --reason test", database), "--yes")
-	r.notReady(r.admin, "foreign_writer")
+	r.NotReady(r.Admin, "foreign_writer")
 	says(t, exitOK, "relay adopt --yes --reason test", database, "events.00.alien")
-	r.ready(r.admin)
+	r.Ready(r.Admin)
 	if by := query[string](t, openDB(t, database), `select by from pgjet.operation where kind = 'relay.adopt'`); by != actor() {
 		t.Errorf("adopted by %s, want %s", by, actor())
 	}

@@ -79,14 +79,14 @@ func TestSeveralRelays(t *testing.T) {
 	}
 	refused(t, exitUsage, []string{"stream", "ensure", "--config", p.file}, "say which with --relay: billing, orders")
 	r := startService(t, "relay", "--config", p.file)
-	r.ready(r.admin)
+	r.Ready(r.Admin)
 	p.commit(t, p.orders, 3)
 	p.commit(t, p.billing, 5)
 	p.holds(t, "ORDERS", 3, "orders", "orders")
 	p.holds(t, "BILLS", 5, "acme.bills", "/billing")
 
 	checks := func() map[string]string { // cause or role, by name
-		_, body := get(t, r.admin+"/readyz")
+		_, body := get(t, r.Admin+"/readyz")
 		var report struct {
 			Checks []struct{ Name, Role, Cause string }
 		}
@@ -115,7 +115,7 @@ func TestSeveralRelays(t *testing.T) {
 	p.holds(t, "ORDERS", 7, "orders", "orders")
 	p.holds(t, "BILLS", 5, "acme.bills", "/billing")
 	testenv.Eventually(t, patience, "each has metrics of its own", func() bool {
-		_, metrics := get(t, r.admin+"/metrics")
+		_, metrics := get(t, r.Admin+"/metrics")
 		has := func(name, relay, value string) bool {
 			return slices.ContainsFunc(strings.Split(metrics, "\n"), func(line string) bool {
 				return strings.HasPrefix(line, name+"{") && strings.Contains(line, `relay="`+relay+`"`) && strings.HasSuffix(line, " "+value)
@@ -127,8 +127,8 @@ func TestSeveralRelays(t *testing.T) {
 	})
 
 	code, shown := runProcess(t, nil, "relay", "status", "--config", p.file)
-	out := shown.stdout.String()
-	if code != exitFindings || !strings.Contains(out, "BILLS") || !strings.Contains(out, "ORDERS") || !strings.Contains(shown.stderr.String(), "relay billing: not publishing: paused") {
+	out := shown.Stdout.String()
+	if code != exitFindings || !strings.Contains(out, "BILLS") || !strings.Contains(out, "ORDERS") || !strings.Contains(shown.Stderr.String(), "relay billing: not publishing: paused") {
 		t.Errorf("relay status ends with %d, of %s", code, shown)
 	}
 	if out := must(t, exitOK, "relay", "status", "--config", p.file, "--relay", "orders", "-o", "json"); !strings.Contains(out, `"stream":"ORDERS"`) || strings.Contains(out, "BILLS") {
@@ -136,7 +136,7 @@ func TestSeveralRelays(t *testing.T) {
 	}
 	must(t, exitOK, "relay", "resume", "--config", p.file, "--relay", "billing", "--reason", "test")
 	p.holds(t, "BILLS", 11, "acme.bills", "/billing")
-	r.ready(r.admin)
+	r.Ready(r.Admin)
 }
 
 // TestOneOfSeveralRelays: with --relay a process runs only that relay.
@@ -145,10 +145,10 @@ func TestOneOfSeveralRelays(t *testing.T) {
 	p := newTwoRelays(t)
 	must(t, exitOK, "stream", "ensure", "--config", p.file, "--relay", "billing")
 	r := startService(t, "relay", "--config", p.file, "--relay", "billing")
-	r.ready(r.admin)
+	r.Ready(r.Admin)
 	p.commit(t, p.billing, 2)
 	p.holds(t, "BILLS", 2, "acme.bills", "/billing")
-	if _, body := get(t, r.admin+"/readyz"); strings.Contains(body, "orders") {
+	if _, body := get(t, r.Admin+"/readyz"); strings.Contains(body, "orders") {
 		t.Errorf("it runs others, too: %s", body)
 	}
 }
@@ -193,20 +193,20 @@ func TestOneOfSeveralDatabasesHangs(t *testing.T) {
 		must(t, exitOK, "stream", "ensure", "--config", file, "--relay", name)
 	}
 	r := startService(t, "relay", "--config", file)
-	r.ready(r.admin)
+	r.Ready(r.Admin)
 	freeze(t, hanging.PID())
 	p.commit(t, p.orders, 3)
 	p.holds(t, "ORDERS", 3, "orders", "orders")
-	r.notReady(r.admin, "database_unreachable")
+	r.NotReady(r.Admin, "database_unreachable")
 	p.commit(t, p.orders, 4)
 	p.holds(t, "ORDERS", 7, "orders", "orders")
 	begun := time.Now()
-	r.signal(syscall.SIGTERM)
-	code := r.wait(patience)
+	r.Signal(syscall.SIGTERM)
+	code := r.Wait(patience)
 	t.Logf("it ended after %s", time.Since(begun).Round(time.Millisecond))
 	if code != exitOK || time.Since(begun) > stopBound {
 		t.Errorf("exit code %d after %s, of %s", code, time.Since(begun), r)
-		r.killed = true
+		r.Killed = true
 	}
 	if cause := query[string](t, openDB(t, p.orders), `select cause from pgjet.leader`); cause != "stopped" {
 		t.Errorf("the other relay leaves the cause %q", cause)

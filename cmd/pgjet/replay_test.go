@@ -160,17 +160,17 @@ func TestReplayInterrupted(t *testing.T) {
 	t.Parallel()
 	b := newReplayRig(t, 400, false)
 	p := start(t, nil, b.args("notes", "--all", "--key", "k1", "--rate", "50", "--again", "--reason", "it's fixed", "--yes")...)
-	p.killed = true // its exit code is not 0
+	p.Killed = true // its exit code is not 0
 	testenv.Eventually(t, patience, "some events are handed over", func() bool {
 		return query[int](t, b.db, `select count(*) from pgjet.intent`) > 10
 	})
-	p.signal(syscall.SIGINT)
-	if code := p.wait(patience); code != exitInterrupted {
+	p.Signal(syscall.SIGINT)
+	if code := p.Wait(patience); code != exitInterrupted {
 		t.Errorf("exit code %d, want 130, of %s", code, p)
 	}
 	handed := query[int](t, b.db, `select count(*) from pgjet.intent`)
-	line := regexp.MustCompile(`(?m)^  pgjet replay notes --from-stream-seq \d+ --until \S+ --key 'k1' --rate 50 --again --reason 'it'\\''s fixed'$`).FindString(p.stderr.String())
-	if handed >= 200 || !strings.Contains(p.stderr.String(), fmt.Sprint(handed, " events handed over")) || line == "" {
+	line := regexp.MustCompile(`(?m)^  pgjet replay notes --from-stream-seq \d+ --until \S+ --key 'k1' --rate 50 --again --reason 'it'\\''s fixed'$`).FindString(p.Stderr.String())
+	if handed >= 200 || !strings.Contains(p.Stderr.String(), fmt.Sprint(handed, " events handed over")) || line == "" {
 		t.Fatalf("%d of 200 events were handed over, of %s", handed, p)
 	}
 	b.exec(`update pgjet.inbox set state = 'done'`) // by a process of the consumer
@@ -190,12 +190,12 @@ func TestReplayTellsProgress(t *testing.T) {
 	b.exec(`insert into pgjet.process (consumer, process, workers, seen_at) values ('notes', 'here:1', 1, now() + interval '14 s')`)
 	b.exec(`delete from pgjet.inbox`)
 	p := start(t, nil, b.args("notes", "--all", "--rate", "1000", "--yes")...)
-	p.eventually(patience, "a line tells the progress", func() bool {
-		return regexp.MustCompile(`(?m)^replay \d+ notes 0/20 \d+/s$`).MatchString(p.stderr.String())
+	p.Eventually(patience, "a line tells the progress", func() bool {
+		return regexp.MustCompile(`(?m)^replay \d+ notes 0/20 \d+/s$`).MatchString(p.Stderr.String())
 	})
 	b.exec(`delete from pgjet.intent where stream_seq < 19`)
 	b.exec(`update pgjet.intent set due_at = now() + interval '1 h', attempts = 1`)
-	if code := p.wait(patience); code != exitOK || !strings.Contains(p.stderr.String(), "20 events handed over to notes and tried; 2 wait") {
+	if code := p.Wait(patience); code != exitOK || !strings.Contains(p.Stderr.String(), "20 events handed over to notes and tried; 2 wait") {
 		t.Errorf("exit code %d, want 0 and 2 that wait, of %s", code, p)
 	}
 }

@@ -49,7 +49,7 @@ func newGapRig(t *testing.T, holes ...uint64) *gapRig {
 func (h *gapRig) start() {
 	h.Helper()
 	h.relay = startRelay(h.T, h.database, h.nats)
-	h.relay.ready(h.relay.admin)
+	h.relay.Ready(h.relay.Admin)
 }
 
 // plan runs pgjet republish plan.
@@ -101,7 +101,7 @@ func TestRepublish(t *testing.T) {
 	refused(t, exitRefused, words(run+" --yes --reason test", operator), "once")
 	refused(t, exitNotFound, words(asked("republish plan --all", h.nats), operator), "lacks nothing")
 	says(t, exitOK, "op ls --kind republish", operator, "done        3/3", "cancelled   0/1")
-	h.relay.stop() // the next relay publishes nothing
+	h.relay.Stop() // the next relay publishes nothing
 	h.start()
 	testenv.Exec(t, h.db, `insert into pgjet.outbox (id, type, key, data) values (gen_random_uuid(), 'note.made', 'k', '{}')`)
 	published(t, h.database, 24)
@@ -112,7 +112,7 @@ func TestRepublishWithinATerm(t *testing.T) {
 	t.Parallel()
 	h := newGapRig(t, 3)
 	p := h.plan("--all")
-	h.relay.stop()
+	h.relay.Stop()
 	h.start()
 	refused(t, exitRefused, words(fmt.Sprintf("republish run %d --yes --reason test", p.Operation), asOperator(h.database)), "another relay took the lead")
 	if n := query[int](t, h.db, `select count(*) from pgjet.quarantine`); n != 0 {
@@ -128,7 +128,7 @@ func TestRepublishIsCancelled(t *testing.T) {
 	operator := asOperator(h.database)
 	p := h.plan("--all")
 	must(t, exitOK, words("relay pause --reason test", operator)...)
-	h.relay.notReady(h.relay.admin, "paused")
+	h.relay.NotReady(h.relay.Admin, "paused")
 	says(t, exitOK, fmt.Sprintf("republish run %d --yes --reason test --detach", p.Operation), operator, "running", "0/2")
 	says(t, exitOK, "op ls --state running", operator, "republish", "0/2")
 	says(t, exitOK, fmt.Sprintf("op cancel %d --reason test", p.Operation), operator, "cancelled operation", "0/2")
@@ -137,7 +137,7 @@ func TestRepublishIsCancelled(t *testing.T) {
 		t.Errorf("the operation says that %s were published again", left)
 	}
 	must(t, exitOK, words("relay resume", operator)...)
-	h.relay.ready(h.relay.admin)
+	h.relay.Ready(h.relay.Admin)
 	if a := auditOf(t, exitFindings, h.database, h.nats); a.Missing != 2 || a.Quarantined != 0 || a.Moved != 0 {
 		t.Errorf("the audit says %+v", a.Result)
 	}
@@ -151,45 +151,45 @@ func TestOpCancelsARedrive(t *testing.T) {
 	running := func(p *process) int64 {
 		t.Helper()
 		id := int64(0)
-		p.eventually(patience, "the redrive runs", func() bool {
+		p.Eventually(patience, "the redrive runs", func() bool {
 			id = query[int64](t, db, `select coalesce(max(id), 0) from pgjet.operation where state = 'running'`)
 			return id > 0
 		})
 		return id
 	}
 	p := command(t, nil, words("dead redrive --all --yes --rate 1", address)...)
-	p.killed = true // it does not end well
-	p.begin()
+	p.Killed = true // it does not end well
+	p.Begin()
 	first := running(p)
 	says(t, exitOK, "op ls --kind dead --state running", address, "dead.redrive   mailer   running   ", "/30 ")
 	says(t, exitOK, fmt.Sprintf("op cancel %d --reason enough", first), address, "cancelled operation ")
-	if code := p.wait(patience); code != exitPartly || !strings.Contains(p.stderr.String(), "cancelled") {
+	if code := p.Wait(patience); code != exitPartly || !strings.Contains(p.Stderr.String(), "cancelled") {
 		t.Errorf("the redrive ends with %d: %s", code, p)
 	}
 	refused(t, exitRefused, words(fmt.Sprint("op resume ", first), address), "cancelled")
 	left := query[int64](t, db, `select count(*) from pgjet.dead_letter where state = 'dead'`)
 
 	p = command(t, nil, words("dead redrive --all --yes --rate 2", address)...)
-	p.begin()
+	p.Begin()
 	second := running(p)
-	p.kill()
+	p.Kill()
 	testenv.Exec(t, db, `insert into pgjet.dead_letter (consumer, event_id, stream, generation, stream_seq, subject, type, key, header, data, error, attempts)
 		values ('mailer', gen_random_uuid(), 'EVENTS', 1, 99, 's', 't', 'late', '{}', '', 'e', 1)`) // it is not part of it
 	refused(t, exitRefused, words(fmt.Sprint("op resume ", second), address), "running")
 	testenv.Exec(t, db, `update pgjet.operation set changed_at = now() - interval '1 minute' where id = $1`, second)
 	says(t, exitOK, "op get "+fmt.Sprint(second), address, "stopped", fmt.Sprint("pgjet op resume ", second))
 	slow := command(t, nil, words(fmt.Sprint("op resume ", second), address)...) // at its old rate
-	slow.begin()
+	slow.Begin()
 	dead := func() int64 {
 		t.Helper()
 		return query[int64](t, db, `select count(*) from pgjet.dead_letter where state = 'dead'`)
 	}
 	before, n := dead(), int64(0)
-	slow.eventually(patience, "it goes on", func() bool { n = dead(); return n < before })
+	slow.Eventually(patience, "it goes on", func() bool { n = dead(); return n < before })
 	if n < before/2 {
 		t.Errorf("%d of %d are left at once, in spite of the rate", n, left)
 	}
-	slow.kill()
+	slow.Kill()
 	testenv.Exec(t, db, `update pgjet.operation set changed_at = now() - interval '1 minute' where id = $1`, second)
 	refused(t, exitUsage, words(fmt.Sprintf("op resume %d --rate -1", second), address), "--rate")
 	says(t, exitOK, fmt.Sprintf("op resume %d --rate 1000", second), address, "done", fmt.Sprintf("%d/%d", left, left))
@@ -204,10 +204,10 @@ func TestOpResumesAReplay(t *testing.T) {
 	b := newReplayRig(t, 40, false)
 	b.exec(`delete from pgjet.inbox`)
 	p := command(t, nil, b.args("notes", "--all", "--rate", "8", "--yes", "--reason", "lost")...)
-	p.begin()
-	p.eventually(patience, "some are handed over", func() bool { return query[int](t, b.db, `select count(*) from pgjet.intent`) > 0 })
+	p.Begin()
+	p.Eventually(patience, "some are handed over", func() bool { return query[int](t, b.db, `select count(*) from pgjet.intent`) > 0 })
 	id := query[int64](t, b.db, `select max(id) from pgjet.operation`)
-	p.kill()
+	p.Kill()
 	if n := query[int](t, b.db, `select count(*) from pgjet.intent`); n >= 40 {
 		t.Fatalf("all %d were handed over before the kill", n)
 	}

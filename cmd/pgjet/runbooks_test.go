@@ -155,10 +155,10 @@ func (r *reader) typed(page, command string) {
 			longest, want = prefix, codes
 		}
 	}
-	if code := p.wait(time.Minute); !slices.Contains(want, code) {
+	if code := p.Wait(time.Minute); !slices.Contains(want, code) {
 		r.Errorf("docs/runbooks/%s says %s: exit code %d, want one of %v, of %s", page, command, code, want, p)
 	}
-	p.check()
+	p.Check()
 	if words[0] == "consumer" && words[1] == "pause" { // the commands of later pages need it to run
 		must(r.T, exitOK, "consumer", "resume", words[2], "--database-url", r.Database)
 	}
@@ -168,7 +168,7 @@ func (r *reader) typed(page, command string) {
 func begun(t testing.TB, vars env, words []string) *process {
 	t.Helper()
 	p := command(t, vars, words...)
-	p.begin()
+	p.Begin()
 	return p
 }
 
@@ -181,9 +181,9 @@ func (r *reader) lasts(page, command string, words []string) {
 		}
 	}
 	p := begun(r.T, r.env, words)
-	p.logged("starting", "admin")
-	p.signal(os.Interrupt)
-	if code := p.wait(patience); code != exitOK {
+	p.Logged("starting", "admin")
+	p.Signal(os.Interrupt)
+	if code := p.Wait(patience); code != exitOK {
 		r.Errorf("docs/runbooks/%s says %s: exit code %d, want 0, of %s", page, command, code, p)
 	}
 }

@@ -64,7 +64,7 @@ func (s *trap) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (s *trap) kills() bool {
 	select {
 	case p := <-s.victim:
-		p.kill()
+		p.Kill()
 		return true
 	default:
 		return false
@@ -103,16 +103,16 @@ func TestOnboardingKilledAtWork(t *testing.T) {
 				startRelay(t, database, nats)
 				victim := startOnboarding(t, database, nats, services.URL)
 				services.victim <- victim
-				signUp(t, users.addr, "ann@example.com")
-				victim.eventually(patience, "it is killed", victim.ended)
+				signUp(t, users.Addr, "ann@example.com")
+				victim.Eventually(patience, "it is killed", victim.Ended)
 
 				next := startOnboarding(t, database, nats, services.URL)
-				next.ready(next.admin)
+				next.Ready(next.Admin)
 				// As if the lease of the killed process had expired.
 				if _, err := db.Exec(t.Context(), `update pgjet.saga set due_at = now()`); err != nil {
 					t.Fatal(err)
 				}
-				next.eventually(patience, "the user is decided on", func() bool {
+				next.Eventually(patience, "the user is decided on", func() bool {
 					return query[string](t, db, `select state || ': ' || (select string_agg(type, ',' order by seq) from pgjet.outbox) from users.users`) == row.state
 				})
 				services.check(t, row.declines)

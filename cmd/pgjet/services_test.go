@@ -47,25 +47,25 @@ func TestServicesAreListed(t *testing.T) {
 	}
 	must(t, exitOK, "stream", "ensure", "--nats-url", url)
 	users := startService(t, "users", "--database-url", database, "--addr", anyPort, "--nats-url", url)
-	users.addr = users.logged("serving the API", "addr")
+	users.Addr = users.Logged("serving the API", "addr")
 	relay := startRelay(t, database, url)
 	directory := startService(t, "consume", "directory", "--database-url", database, "--nats-url", url, "--addr", anyPort)
 	profiles := startService(t, "standin", "profiles", "--nats-url", url, "--addr", "0.0.0.0:0", "--advertise", "localhost")
 	lost := startMailer(t, "postgres://ann:"+secret+"@"+nowhere+"/x", url, nowhere)
-	lost.notReady(lost.admin, "database_unreachable")
+	lost.NotReady(lost.Admin, "database_unreachable")
 	for _, p := range []*service{users, relay, directory, profiles} {
-		p.ready(p.admin)
+		p.Ready(p.Admin)
 	}
 	all := listed(t, url)
 	for name, p := range map[string]*service{"pgjet-users": users, "pgjet-relay": relay, "pgjet-directory": directory, "profiles": profiles} {
 		i := all[name]
 		if i.Health != "ready" || i.ID == "" || i.Version == "" || time.Since(i.Started) > 5*time.Minute ||
-			i.HealthURL != p.admin+"/readyz" && name != "profiles" {
+			i.HealthURL != p.Admin+"/readyz" && name != "profiles" {
 			t.Errorf("%s is %+v; %s", name, i, p)
 		}
 	}
-	if i := all["pgjet-users"]; i.Address != users.addr {
-		t.Errorf("users are at %s, want %s", i.Address, users.addr)
+	if i := all["pgjet-users"]; i.Address != users.Addr {
+		t.Errorf("users are at %s, want %s", i.Address, users.Addr)
 	}
 	if i := all["pgjet-relay"]; i.Address != "" {
 		t.Errorf("the relay is at %s", i.Address)
@@ -77,18 +77,18 @@ func TestServicesAreListed(t *testing.T) {
 		t.Errorf("the mailer is %+v", i)
 	}
 	out := must(t, exitOK, "services", "get", "pgjet-users", "--nats-url", url)
-	for _, want := range []string{"name", "pgjet-users", "address", users.addr, "ready", "up "} {
+	for _, want := range []string{"name", "pgjet-users", "address", users.Addr, "ready", "up "} {
 		if !strings.Contains(out, want) {
 			t.Errorf("services get does not say %q: %s", want, out)
 		}
 	}
 	refused(t, exitNotFound, []string{"services", "get", "orders", "--nats-url", url}, "orders", "pgjet services ls")
 
-	directory.stop()
+	directory.Stop()
 	if _, ok := listed(t, url)["pgjet-directory"]; ok {
 		t.Error("a process that stopped is listed")
 	}
-	users.kill()
+	users.Kill()
 	begun := time.Now()
 	testenv.Eventually(t, patience, "a killed process is gone", func() bool { _, ok := listed(t, url)["pgjet-users"]; return !ok })
 	t.Logf("gone after %s", time.Since(begun))
@@ -101,16 +101,16 @@ func TestLeavesBeforeItStops(t *testing.T) {
 	t.Parallel()
 	_, url := testenv.JetStream(t)
 	s := startService(t, "standin", "profiles", "--nats-url", url, "--addr", anyPort, "--stop-delay", "1m")
-	addr := s.logged("serving the API", "addr")
-	s.eventually(patience, "it is listed", func() bool { return listed(t, url)["profiles"].Address == addr })
-	s.signal(syscall.SIGTERM)
-	s.eventually(patience, "it has left", func() bool { _, ok := listed(t, url)["profiles"]; return !ok })
+	addr := s.Logged("serving the API", "addr")
+	s.Eventually(patience, "it is listed", func() bool { return listed(t, url)["profiles"].Address == addr })
+	s.Signal(syscall.SIGTERM)
+	s.Eventually(patience, "it has left", func() bool { _, ok := listed(t, url)["profiles"]; return !ok })
 	if status, _ := get(t, addr+"/livez"); status != http.StatusOK {
 		t.Errorf("GET /livez = %d after it left, want 200", status)
 	}
-	s.signal(syscall.SIGTERM)
-	s.wait(patience)
-	s.killed = true // expected
+	s.Signal(syscall.SIGTERM)
+	s.Wait(patience)
+	s.Killed = true // expected
 }
 
 // TestServicesOfStrangers: an instance with false data does no harm to the reader.

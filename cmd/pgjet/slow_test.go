@@ -18,7 +18,7 @@ import (
 // talk opens a connection to the API of s, with a deadline.
 func talk(t *testing.T, s *service, within time.Duration) net.Conn {
 	t.Helper()
-	conn, err := net.Dial("tcp", strings.TrimPrefix(s.addr, "http://"))
+	conn, err := net.Dial("tcp", strings.TrimPrefix(s.Addr, "http://"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -46,14 +46,14 @@ func drip(conn net.Conn, text string, ended <-chan struct{}) {
 func TestSlowClients(t *testing.T) {
 	t.Parallel()
 	s := startUsers(t, testenv.DatabaseURL(t))
-	s.ready(s.admin)
+	s.Ready(s.Admin)
 	ended := make(chan struct{})
 	good := make(chan struct{})
 	go func() {
 		defer close(good)
 		for i := 0; ; i++ {
 			begun := time.Now()
-			status, _, body := post(t, s.addr, fmt.Sprintf("quick%d@example.com", i))
+			status, _, body := post(t, s.Addr, fmt.Sprintf("quick%d@example.com", i))
 			if took := time.Since(begun); status != http.StatusCreated || took > 8*time.Second {
 				t.Errorf("beside slow clients, POST /users = %d %s after %s, want 201 soon", status, body, took)
 			}
@@ -125,7 +125,7 @@ func wantClosed(t *testing.T, conn net.Conn, words string) {
 func TestBadHTTP(t *testing.T) {
 	t.Parallel()
 	s := startUsers(t, testenv.DatabaseURL(t))
-	s.ready(s.admin)
+	s.Ready(s.Admin)
 	const begin = "POST /users HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 	const hidden = "GET /hidden HTTP/1.1\r\nHost: x\r\n\r\n"
 	for _, tt := range []struct {
@@ -184,5 +184,5 @@ func TestBadHTTP(t *testing.T) {
 			}
 		})
 	}
-	signUp(t, s.addr, "ann@example.com")
+	signUp(t, s.Addr, "ann@example.com")
 }

@@ -27,10 +27,10 @@ func TestStandbyIsReady(t *testing.T) {
 		{directory, "of 8 of 8 slices", "of 4 of 8 slices"},
 	} {
 		one := is.start()
-		one.readyAs(one.admin, is.alone)
+		one.ReadyAs(one.Admin, is.alone)
 		other := is.start()
-		other.readyAs(other.admin, is.beside)
-		out := must(t, exitOK, "ready", "--admin-addr", strings.TrimPrefix(other.admin, "http://"))
+		other.ReadyAs(other.Admin, is.beside)
+		out := must(t, exitOK, "ready", "--admin-addr", strings.TrimPrefix(other.Admin, "http://"))
 		if !strings.Contains(out, is.beside) {
 			t.Errorf("pgjet ready prints %s, want %s", out, is.beside)
 		}
@@ -38,7 +38,7 @@ func TestStandbyIsReady(t *testing.T) {
 	}
 	n.Stop()
 	for _, s := range second {
-		s.notReady(s.admin, "nats_unreachable")
+		s.NotReady(s.Admin, "nats_unreachable")
 	}
 	n, err := devserver.StartNATS(n.Options())
 	if err != nil {
@@ -46,14 +46,14 @@ func TestStandbyIsReady(t *testing.T) {
 	}
 	t.Cleanup(n.Stop)
 	for _, s := range second {
-		s.ready(s.admin)
+		s.Ready(s.Admin)
 	}
 	for i, alone := range []string{`"role":"leader"`, "of 8 of 8 slices"} {
-		first[i].kill()
-		second[i].readyAs(second[i].admin, alone)
+		first[i].Kill()
+		second[i].ReadyAs(second[i].Admin, alone)
 	}
 	again := relay()
-	again.readyAs(again.admin, `"role":"standby"`)
+	again.ReadyAs(again.Admin, `"role":"standby"`)
 	stopPostgres(t, server)
-	again.notReady(again.admin, "database_unreachable")
+	again.NotReady(again.Admin, "database_unreachable")
 }

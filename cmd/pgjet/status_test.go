@@ -46,7 +46,7 @@ func finds(t *testing.T, want int, database, nats string, findings ...string) op
 	testenv.Eventually(t, patience, fmt.Sprintf("status finds %q", findings), func() bool {
 		code, p := runProcess(t, nil, "status", "-o", "json", "--database-url", operator, "--nats-url", nats)
 		s, got = operate.Status{}, nil
-		if err := json.Unmarshal([]byte(p.stdout.String()), &s); err != nil {
+		if err := json.Unmarshal([]byte(p.Stdout.String()), &s); err != nil {
 			t.Fatalf("status is no JSON: %v, of %s", err, p)
 		}
 		for _, f := range s.Findings {
@@ -66,7 +66,7 @@ func TestStatus(t *testing.T) {
 	r, database, nats := startPublishing(t)
 	smtp, _ := startMail(t, anyPort)
 	m := startMailer(t, database, nats, smtp)
-	m.ready(m.admin)
+	m.Ready(m.Admin)
 	s := finds(t, exitOK, database, nats)
 	if !s.Healthy || len(s.Relays) != 1 || len(s.Consumers) != 1 || len(s.Processes) != 2 || len(s.Missing) != 0 {
 		t.Errorf("status is %+v, want a relay, a consumer and two processes", s)
@@ -74,7 +74,7 @@ func TestStatus(t *testing.T) {
 	says(t, exitOK, asked("status", nats), database, "nothing needs you\n", "relay      EVENTS                 leader ", "consumer   welcome-mailer         idle; lag 0", "process    pgjet-welcome-mailer   ready")
 
 	must(t, exitOK, words("consumer pause welcome-mailer --reason upgrade", database)...)
-	m.notReady(m.admin, "paused")
+	m.NotReady(m.Admin, "paused")
 	const paused = "consumer welcome-mailer paused -> pgjet consumer resume welcome-mailer"
 	process := func(name string) string {
 		for _, i := range s.Processes {
@@ -93,7 +93,7 @@ func TestStatus(t *testing.T) {
 		"outbox quarantined -> pgjet relay quarantine ls", process("pgjet-welcome-mailer"))
 	says(t, exitFindings, asked("status", nats), database, "4 things need you\n", "1 saga waits at billing: billing answered 503", "-> pgjet consumer resume welcome-mailer\n")
 
-	r.stop()
+	r.Stop()
 	s = finds(t, exitFindings, database, nats, "relay of EVENTS no_leader -> pgjet relay", paused, "saga onboarding saga_waiting -> pgjet saga ls --state running",
 		"outbox quarantined -> pgjet relay quarantine ls", process("pgjet-welcome-mailer"))
 	if s.Findings[0].Runbook != "relay-not-publishing.md" || s.Healthy {
@@ -126,7 +126,7 @@ func TestStatusOfOthers(t *testing.T) {
 	register("worker", "BILLS,EVENTS")
 	testenv.Eventually(t, patience, "the one that publishes here is found", func() bool {
 		_, p := runProcess(t, nil, words(asked("status", nats), database)...)
-		return strings.Contains(p.stdout.String(), "process worker ") && !strings.Contains(p.stdout.String(), "process billing ")
+		return strings.Contains(p.Stdout.String(), "process worker ") && !strings.Contains(p.Stdout.String(), "process billing ")
 	})
 }
 
@@ -137,11 +137,11 @@ func TestStatusOfStandbys(t *testing.T) {
 	startRelay(t, database, nats)
 	for range 2 {
 		d := startDirectory(t, database, nats)
-		d.ready(d.admin)
+		d.Ready(d.Admin)
 	}
 	testenv.Eventually(t, patience, "a relay stands by, and nothing is found", func() bool {
 		code, p := runProcess(t, nil, words(asked("status", nats), database)...)
-		return code == exitOK && strings.Contains(p.stdout.String(), ", 1 standing by; pending 0")
+		return code == exitOK && strings.Contains(p.Stdout.String(), ", 1 standing by; pending 0")
 	})
 }
 
@@ -152,11 +152,11 @@ func TestStatusWhenMailIsRefused(t *testing.T) {
 	_, database, nats := startPublishing(t)
 	smtp, inbox := startMail(t, anyPort)
 	m := startMailer(t, database, nats, smtp)
-	m.ready(m.admin)
+	m.Ready(m.Admin)
 	refuseMails(t, inbox, 451, 1000)
 	users := startUsers(t, database)
 	for i := range 12 {
-		signUp(t, users.addr, fmt.Sprintf("ann%d@example.com", i))
+		signUp(t, users.Addr, fmt.Sprintf("ann%d@example.com", i))
 	}
 	begun := time.Now()
 	s := finds(t, exitFindings, database, nats, "consumer welcome-mailer failing -> pgjet consumer get welcome-mailer")
@@ -177,18 +177,18 @@ func TestStatusOfOneMail(t *testing.T) {
 	_, database, nats := startPublishing(t)
 	smtp, inbox := startMail(t, anyPort)
 	m := startMailer(t, database, nats, smtp)
-	m.ready(m.admin)
+	m.Ready(m.Admin)
 	users := startUsers(t, database)
 	db := openDB(t, database)
 	refuseMails(t, inbox, 451, 1)
-	signUp(t, users.addr, "ann@example.com")
+	signUp(t, users.Addr, "ann@example.com")
 	testenv.Eventually(t, patience, "the mail is sent in the end, and nothing is found before", func() bool {
 		finds(t, exitOK, database, nats)
 		return query[int](t, db, `select count(*) from pgjet.inbox where state = 'done'`) == 1
 	})
 
 	refuseMails(t, inbox, 451, 1000)
-	signUp(t, users.addr, "bob@example.com")
+	signUp(t, users.Addr, "bob@example.com")
 	begun := time.Now()
 	s := finds(t, exitFindings, database, nats, "consumer welcome-mailer failing -> pgjet consumer get welcome-mailer")
 	if took := time.Since(begun); took > 10*time.Second && !raced {
@@ -233,10 +233,10 @@ func TestStatusWhenBillingIsDown(t *testing.T) {
 	t.Parallel()
 	_, database, nats := startPublishing(t)
 	o := startOnboarding(t, database, nats, "http://"+nowhere)
-	o.ready(o.admin)
+	o.Ready(o.Admin)
 	users := startUsers(t, database)
 	for i := range 3 {
-		signUp(t, users.addr, fmt.Sprintf("ann%d@example.com", i))
+		signUp(t, users.Addr, fmt.Sprintf("ann%d@example.com", i))
 	}
 	s := finds(t, exitFindings, database, nats, "consumer onboarding saga_waiting -> pgjet saga ls --state running")
 	if f := s.Findings[0]; !strings.HasPrefix(f.Text, "3 sagas wait at profile: ") && !strings.HasPrefix(f.Text, "2 sagas wait at profile: ") && !strings.HasPrefix(f.Text, "1 saga waits at profile: ") {
@@ -254,12 +254,12 @@ func TestStatusOfAFullStream(t *testing.T) {
 	js := ensureStream(t, nats)
 	fillStream(t, js)
 	r := startRelay(t, database, nats)
-	r.ready(r.admin)
+	r.Ready(r.Admin)
 	users := startUsers(t, database)
 	for i := range 3 {
-		signUp(t, users.addr, fmt.Sprintf("ann%d@example.com", i))
+		signUp(t, users.Addr, fmt.Sprintf("ann%d@example.com", i))
 	}
-	r.notReady(r.admin, "stream_full")
+	r.NotReady(r.Admin, "stream_full")
 	ends(t, exitFindings, asked("status", nats), asOperator(database), "relay of EVENTS", "stream_full", "-> pgjet explain stream_full\n")
 }
 
@@ -269,7 +269,7 @@ func TestStatusInPart(t *testing.T) {
 	_, database, nats := startPublishing(t)
 	smtp, _ := startMail(t, anyPort)
 	m := startMailer(t, database, nats, smtp)
-	m.ready(m.admin)
+	m.Ready(m.Admin)
 	must(t, exitOK, words("consumer pause welcome-mailer --reason upgrade", database)...)
 	const away = "postgres://ann@" + nowhere + "/x?sslmode=disable"
 
@@ -324,12 +324,12 @@ func TestStatusWatch(t *testing.T) {
 	t.Parallel()
 	_, database, nats := startPublishing(t)
 	p := command(t, nil, "status", "--watch", "-o", "json", "--database-url", database, "--nats-url", nats)
-	p.begin()
-	p.eventually(patience, "it shows the status twice", func() bool { return strings.Count(p.stdout.String(), "\n") >= 2 })
+	p.Begin()
+	p.Eventually(patience, "it shows the status twice", func() bool { return strings.Count(p.Stdout.String(), "\n") >= 2 })
 	must(t, exitOK, words("relay pause --reason upgrade", database)...)
-	p.eventually(patience, "it shows that the relay is paused", func() bool { return strings.Contains(p.stdout.String(), `"code":"paused"`) })
-	p.signal(syscall.SIGINT)
-	if code := p.wait(patience); code != exitFindings {
+	p.Eventually(patience, "it shows that the relay is paused", func() bool { return strings.Contains(p.Stdout.String(), `"code":"paused"`) })
+	p.Signal(syscall.SIGINT)
+	if code := p.Wait(patience); code != exitFindings {
 		t.Errorf("exit code %d, want %d, of %s", code, exitFindings, p)
 	}
 }
@@ -344,26 +344,26 @@ func TestStatusFindsDev(t *testing.T) {
 	}
 	ask := func(vars env) (int, *process) {
 		p := command(t, vars, "status")
-		p.cmd.Dir = below
-		p.begin()
-		return p.wait(patience), p
+		p.Cmd.Dir = below
+		p.Begin()
+		return p.Wait(patience), p
 	}
-	if code, p := ask(nil); code != exitUsage || !strings.Contains(p.stderr.String(), "--database-url") {
+	if code, p := ask(nil); code != exitUsage || !strings.Contains(p.Stderr.String(), "--database-url") {
 		t.Errorf("exit code %d, want %d where none runs, of %s", code, exitUsage, p)
 	}
 	r := startDev(t, dir, freePorts(t))
 	testenv.Eventually(t, patience, "it finds that all is well", func() bool {
 		code, p := ask(nil)
-		return code == exitOK && p.stderr.String() == "using the pgjet dev that runs in "+dir+"\n" && strings.Contains(p.stdout.String(), "nothing needs you\n")
+		return code == exitOK && p.Stderr.String() == "using the pgjet dev that runs in "+dir+"\n" && strings.Contains(p.Stdout.String(), "nothing needs you\n")
 	})
-	if code, p := ask(env{"PGJET_DATABASE_URL": "postgres://ann@" + nowhere + "/x", "PGJET_NATS_URL": "nats://" + nowhere}); code != exitUnreachable || strings.Contains(p.stderr.String(), "using") {
+	if code, p := ask(env{"PGJET_DATABASE_URL": "postgres://ann@" + nowhere + "/x", "PGJET_NATS_URL": "nats://" + nowhere}); code != exitUnreachable || strings.Contains(p.Stderr.String(), "using") {
 		t.Errorf("exit code %d, want %d of the servers that were named, of %s", code, exitUnreachable, p)
 	}
 	if os.Geteuid() == 0 { // only root can change the owner
 		if err := os.Chown(dir, 1, 1); err != nil {
 			t.Fatal(err)
 		}
-		if code, p := ask(nil); code != exitUsage || strings.Contains(p.stderr.String(), "using") {
+		if code, p := ask(nil); code != exitUsage || strings.Contains(p.Stderr.String(), "using") {
 			t.Errorf("exit code %d, want %d of a folder that is somebody else's, of %s", code, exitUsage, p)
 		}
 		if err := os.Chown(dir, 0, 0); err != nil {
@@ -375,21 +375,21 @@ func TestStatusFindsDev(t *testing.T) {
 			t.Errorf("GET %s/ = %d %s, want %s", page, status, body, want)
 		}
 	}
-	if code, p := ask(env{"PGJET_NATS_URL": "nats://" + nowhere}); code != exitUsage || strings.Contains(p.stderr.String(), "using") {
+	if code, p := ask(env{"PGJET_NATS_URL": "nats://" + nowhere}); code != exitUsage || strings.Contains(p.Stderr.String(), "using") {
 		t.Errorf("exit code %d, want %d where NATS was named and no database, of %s", code, exitUsage, p)
 	}
 	letters := command(t, nil, "dead", "ls")
-	letters.cmd.Dir = below
-	letters.begin()
-	if code := letters.wait(patience); code != exitOK || letters.stderr.String() != "using the pgjet dev that runs in "+dir+"\n" {
+	letters.Cmd.Dir = below
+	letters.Begin()
+	if code := letters.Wait(patience); code != exitOK || letters.Stderr.String() != "using the pgjet dev that runs in "+dir+"\n" {
 		t.Errorf("exit code %d of another command, of %s", code, letters)
 	}
-	r.stop()
-	if !strings.Contains(r.stderr.String(), "stopping, which a second Ctrl-C does at once") {
+	r.Stop()
+	if !strings.Contains(r.Stderr.String(), "stopping, which a second Ctrl-C does at once") {
 		t.Errorf("it does not say that it stops: %s", r.process)
 	}
 
 	// A shell still has the addresses of an earlier run: they are this run's own.
 	again := waitDev(start(t, env{"PGJET_DATABASE_URL": r.Database, "PGJET_NATS_URL": r.NATS}, devArgs(dir, r.port)...), dir, r.port)
-	again.stop()
+	again.Stop()
 }

@@ -23,14 +23,14 @@ func TestStopDelay(t *testing.T) {
 	database := testenv.DatabaseURL(t)
 	db := openDB(t, database)
 	users := startService(t, "users", "--database-url", database, "--addr", anyPort, "--stop-delay", "3s")
-	users.addr = users.logged("serving the API", "addr")
-	users.ready(users.admin)
+	users.Addr = users.Logged("serving the API", "addr")
+	users.Ready(users.Admin)
 
 	begun := time.Now()
-	users.signal(syscall.SIGTERM)
-	users.notReady(users.admin, `"status":"stopping"`)
-	signUp(t, users.addr, "ann@example.com")
-	if status, _ := get(t, users.admin+"/livez"); status != http.StatusOK {
+	users.Signal(syscall.SIGTERM)
+	users.NotReady(users.Admin, `"status":"stopping"`)
+	signUp(t, users.Addr, "ann@example.com")
+	if status, _ := get(t, users.Admin+"/livez"); status != http.StatusOK {
 		t.Errorf("GET /livez = %d while it stops, want 200", status)
 	}
 
@@ -43,10 +43,10 @@ func TestStopDelay(t *testing.T) {
 		t.Fatal(err)
 	}
 	answered := make(chan int)
-	go func() { code, _, _ := post(t, users.addr, "bob@example.com"); answered <- code }()
+	go func() { code, _, _ := post(t, users.Addr, "bob@example.com"); answered <- code }()
 	waits(t, tx)
-	users.eventually(patience, "it takes no more requests", func() bool {
-		conn, err := net.Dial("tcp", strings.TrimPrefix(users.addr, "http://"))
+	users.Eventually(patience, "it takes no more requests", func() bool {
+		conn, err := net.Dial("tcp", strings.TrimPrefix(users.Addr, "http://"))
 		if err == nil {
 			conn.Close()
 		}
@@ -55,7 +55,7 @@ func TestStopDelay(t *testing.T) {
 	if took := time.Since(begun); took < 3*time.Second {
 		t.Errorf("it worked on for %s, want 3 s", took)
 	}
-	if status, body := get(t, users.admin+"/readyz"); !strings.Contains(body, `"status":"stopping"`) {
+	if status, body := get(t, users.Admin+"/readyz"); !strings.Contains(body, `"status":"stopping"`) {
 		t.Errorf("GET /readyz = %d %s while a request is in hand, want stopping", status, body)
 	}
 	if err := tx.Commit(t.Context()); err != nil {
@@ -64,7 +64,7 @@ func TestStopDelay(t *testing.T) {
 	if code := <-answered; code != http.StatusCreated {
 		t.Errorf("the request in hand got %d, want 201", code)
 	}
-	if code := users.wait(patience); code != exitOK {
+	if code := users.Wait(patience); code != exitOK {
 		t.Errorf("exit code %d, want 0, of %s", code, users)
 	}
 }
@@ -89,13 +89,13 @@ func TestStopsDespiteHangingRequests(t *testing.T) {
 	database := testenv.DatabaseURL(t)
 	db := openDB(t, database)
 	users := startUsers(t, database)
-	users.ready(users.admin)
+	users.Ready(users.Admin)
 	for _, text := range []string{
 		"POST /users HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{",
 		"POST /users HTTP/1.1\r\nHost: x\r\nX-Half: ",
 		"",
 	} {
-		conn, err := net.Dial("tcp", strings.TrimPrefix(users.addr, "http://"))
+		conn, err := net.Dial("tcp", strings.TrimPrefix(users.Addr, "http://"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -111,11 +111,11 @@ func TestStopsDespiteHangingRequests(t *testing.T) {
 		t.Fatal(err)
 	}
 	answered := make(chan int)
-	go func() { code, _, _ := post(t, users.addr, "ann@example.com"); answered <- code }()
+	go func() { code, _, _ := post(t, users.Addr, "ann@example.com"); answered <- code }()
 	waits(t, tx)
 	begun := time.Now()
-	users.signal(syscall.SIGTERM)
-	if code := users.wait(patience); code != exitOK {
+	users.Signal(syscall.SIGTERM)
+	if code := users.Wait(patience); code != exitOK {
 		t.Errorf("exit code %d, want 0, of %s", code, users)
 	}
 	if took := time.Since(begun); took > supervisor.Grace+3*time.Second {
@@ -130,15 +130,15 @@ func TestStopsDespiteHangingRequests(t *testing.T) {
 func TestSecondSignal(t *testing.T) {
 	t.Parallel()
 	users := startService(t, "users", "--database-url", testenv.DatabaseURL(t), "--addr", anyPort, "--stop-delay", "1m")
-	users.ready(users.admin)
-	users.signal(syscall.SIGTERM)
-	users.notReady(users.admin, "stopping")
+	users.Ready(users.Admin)
+	users.Signal(syscall.SIGTERM)
+	users.NotReady(users.Admin, "stopping")
 	begun := time.Now()
-	users.signal(syscall.SIGTERM)
-	if code := users.wait(patience); code != exitInterrupted || time.Since(begun) > 5*time.Second {
+	users.Signal(syscall.SIGTERM)
+	if code := users.Wait(patience); code != exitInterrupted || time.Since(begun) > 5*time.Second {
 		t.Errorf("exit code %d after %s, want 130 at once, of %s", code, time.Since(begun), users)
 	}
-	users.killed = true // expected
+	users.Killed = true // expected
 }
 
 // TestLivesWithoutServers: without PostgreSQL and NATS, processes keep running, are not ready, and
@@ -156,16 +156,16 @@ func TestLivesWithoutServers(t *testing.T) {
 		startMailer(t, server.URL(), n.URL(), smtp): "_unreachable",
 	}
 	for s := range all {
-		s.ready(s.admin)
+		s.Ready(s.Admin)
 	}
 	n.Stop()
 	stopPostgres(t, server)
 	for s, cause := range all {
-		s.notReady(s.admin, cause)
-		if status, body := get(t, s.admin+"/livez"); status != http.StatusOK {
+		s.NotReady(s.Admin, cause)
+		if status, body := get(t, s.Admin+"/livez"); status != http.StatusOK {
 			t.Errorf("GET /livez = %d %s, want 200, of %s", status, body, s)
 		}
-		if status, body := get(t, s.admin+"/readyz"); status != http.StatusServiceUnavailable || !strings.Contains(body, `"version"`) || !strings.Contains(body, `"time"`) {
+		if status, body := get(t, s.Admin+"/readyz"); status != http.StatusServiceUnavailable || !strings.Contains(body, `"version"`) || !strings.Contains(body, `"time"`) {
 			t.Errorf("GET /readyz = %d %s, want 503 with version and time, of %s", status, body, s)
 		}
 	}

@@ -117,9 +117,9 @@ func TestStatusOfAForeignStream(t *testing.T) {
 	orders, billing := testenv.DatabaseURL(t), testenv.DatabaseURL(t)
 	must(t, exitOK, "stream", "ensure", "--nats-url", url, "--database-url", orders, "--source", "orders", "--stream", "ORDERS", "--prefix", "orders")
 	r := startService(t, "relay", "--nats-url", url, "--database-url", billing, "--source", "billing", "--stream", "ORDERS", "--prefix", "orders")
-	r.notReady(r.admin, "foreign_outbox: stream ORDERS belongs to ")
+	r.NotReady(r.Admin, "foreign_outbox: stream ORDERS belongs to ")
 	code, p := runProcess(t, nil, "relay", "status", "--database-url", billing, "--stream", "ORDERS", "--prefix", "orders")
-	out := p.stdout.String()
+	out := p.Stdout.String()
 	if code != exitFindings || strings.Contains(out, "adopt") {
 		t.Errorf("exit code %d, of %s", code, p)
 	}
@@ -178,7 +178,7 @@ func TestPermissionsOfAPrefix(t *testing.T) {
 	database := testenv.DatabaseURL(t)
 	must(t, exitOK, append([]string{"stream", "ensure", "--nats-url", g.url("operator"), "--database-url", database}, own...)...)
 	r := startService(t, append([]string{"relay", "--nats-url", g.url("relay"), "--database-url", database}, own...)...)
-	r.ready(r.admin)
+	r.Ready(r.Admin)
 	if _, err := openDB(t, database).Exec(t.Context(), `insert into pgjet.outbox (id, type, key, data) values (gen_random_uuid(), 'note.made', 'k', '{}')`); err != nil {
 		t.Fatal(err)
 	}
@@ -207,9 +207,9 @@ func TestDeafRelay(t *testing.T) {
 	database := testenv.DatabaseURL(t)
 	must(t, exitOK, "stream", "ensure", "--nats-url", g.url("operator"), "--database-url", database)
 	r := startRelay(t, database, g.url("relay"))
-	r.ready(r.admin)
-	if says := r.logged("the stream works, but its settings weaken what pgjet promises", "setting"); !strings.Contains(says, "pgjet.lead.EVENTS") {
+	r.Ready(r.Admin)
+	if says := r.Logged("the stream works, but its settings weaken what pgjet promises", "setting"); !strings.Contains(says, "pgjet.lead.EVENTS") {
 		t.Errorf("it warns of %q", says)
 	}
-	r.ready(r.admin)
+	r.Ready(r.Admin)
 }

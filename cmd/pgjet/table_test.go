@@ -61,10 +61,10 @@ func TestOnATerminal(t *testing.T) {
 		command string
 		colours bool
 	}{
-		"on a terminal": {binary + " explain", true},
-		"NO_COLOR":      {"NO_COLOR=1 " + binary + " explain", false},
-		"TERM=dumb":     {"TERM=dumb " + binary + " explain", false},
-		"a pipe":        {binary + " explain | cat", false},
+		"on a terminal": {binary() + " explain", true},
+		"NO_COLOR":      {"NO_COLOR=1 " + binary() + " explain", false},
+		"TERM=dumb":     {"TERM=dumb " + binary() + " explain", false},
+		"a pipe":        {binary() + " explain | cat", false},
 	} {
 		cmd := exec.CommandContext(t.Context(), "script", "-qec", "stty cols 60; "+tt.command, "/dev/null")
 		cmd.Env = append(withoutSettings(cmd.Environ()), "TERM=xterm")

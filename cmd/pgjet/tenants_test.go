@@ -58,7 +58,7 @@ func TestConsumerOfAnotherService(t *testing.T) {
 	t.Parallel()
 	p := newTwoServices(t)
 	relay := startService(t, p.args("relay --source orders", p.orders)...)
-	relay.ready(relay.admin)
+	relay.Ready(relay.Admin)
 	refused(t, exitFailed, words("consumer ensure directory --stream ORDERS --nats-url "+p.nats, p.billing), "stream_differs", "acme.orders.>", "--prefix")
 	if out := must(t, exitOK, p.args("consumer ensure directory pgjet-users", p.billing)...); !strings.Contains(out, "created 8 of the 8 durable consumers of stream ORDERS") {
 		t.Errorf("consumer ensure says %q", out)
@@ -68,14 +68,14 @@ func TestConsumerOfAnotherService(t *testing.T) {
 		t.Errorf("what the user service follows is %v, %v", followed, err)
 	}
 	d := startService(t, append(p.args("consume directory", p.billing), "--addr", anyPort)...)
-	d.addr = d.logged("serving the API", "addr")
+	d.Addr = d.Logged("serving the API", "addr")
 	ids := p.appended(t, signedUp(1), signedUp(2), signedUp(3))
-	findsPeople(t, d.addr, "", "User 1", "User 2", "User 3")
+	findsPeople(t, d.Addr, "", "User 1", "User 2", "User 3")
 
 	// The consumer does not handle an event of the same type in this service's own stream.
 	own := query[string](t, openDB(t, p.billing), `insert into pgjet.outbox (id, type, key, data) values (gen_random_uuid(), 'user.created', 'x', '{}') returning id::text`)
 	billing := startRelay(t, p.billing, p.nats)
-	billing.ready(billing.admin)
+	billing.Ready(billing.Admin)
 	testenv.Eventually(t, patience, "the event is published, and nobody handles it", func() bool {
 		s := timelineOf(t, own, p.billing, p.nats)
 		return s.Events[0].Stored != nil && s.Events[0].Stored.Stream == "EVENTS" && s.Events[0].Consumers[0].State == "ignored"
@@ -110,7 +110,7 @@ func TestConsumerOfAnotherService(t *testing.T) {
 		}
 	}
 	must(t, exitOK, words("replay directory --all --again --reason test --yes --nats-url "+p.nats, p.billing)...)
-	findsPeople(t, d.addr, "", "User 1", "User 2", "User 3")
+	findsPeople(t, d.Addr, "", "User 1", "User 2", "User 3")
 	must(t, exitOK, words("replay directory --all --type user.created --again --reason test --yes --nats-url "+p.nats, p.billing)...)
 
 	// What cannot be handled is a dead letter, and can be redriven.
@@ -120,7 +120,7 @@ func TestConsumerOfAnotherService(t *testing.T) {
 	}
 	e.Data, e.Source, e.Seq = []byte(`{"name":7}`), "orders", 9
 	_, header, body := e.Message()
-	relay.stop()
+	relay.Stop()
 	if _, err := p.js.PublishMsg(t.Context(), &natsgo.Msg{Subject: events.SubjectsOf("acme.orders").Of(e.Type, e.Key), Header: header, Data: body}); err != nil {
 		t.Fatal(err)
 	}
@@ -129,7 +129,7 @@ func TestConsumerOfAnotherService(t *testing.T) {
 	must(t, exitOK, words("dead redrive --consumer directory --yes", p.billing)...)
 	ends(t, exitOK, "dead ls", p.billing, "user.created")
 
-	d.stop()
+	d.Stop()
 	for _, name := range inbox.Durables(directory.Name, consumers.DefaultSlices) {
 		if err := p.js.DeleteConsumer(t.Context(), "ORDERS", name); err != nil {
 			t.Fatal(err)
@@ -145,17 +145,17 @@ func TestForeignDurable(t *testing.T) {
 	p := newTwoServices(t)
 	must(t, exitOK, p.args("consumer ensure directory", p.orders)...)
 	d := startService(t, append(p.args("consume directory", p.orders), "--addr", anyPort)...)
-	d.ready(d.admin)
+	d.Ready(d.Admin)
 	before := p.durables(t)
 	owner := query[string](t, openDB(t, p.orders), `select id::text from pgjet.identity`)
 	reason := []string{"foreign_durable: durable consumer directory-0of8 of stream ORDERS belongs to database", owner, query[string](t, openDB(t, p.billing), `select id::text from pgjet.identity`)}
 
 	other := startService(t, append(p.args("consume directory", p.billing), "--addr", anyPort)...)
-	other.notReady(other.admin, reason[0])
+	other.NotReady(other.Admin, reason[0])
 	for _, more := range []string{"", " --dry-run", " --apply"} {
 		refused(t, exitRefused, p.args("consumer ensure directory"+more, p.billing), reason...)
 	}
-	other.stop()
+	other.Stop()
 
 	// The durable consumers belonged to this database, and now belong to another one.
 	if _, err := openDB(t, p.billing).Exec(t.Context(), `
@@ -175,8 +175,8 @@ func TestForeignDurable(t *testing.T) {
 	if after := p.durables(t); after != before {
 		t.Errorf("the durable consumers were changed from\n%s to\n%s", before, after)
 	}
-	d.ready(d.admin)
-	d.stop()
+	d.Ready(d.Admin)
+	d.Stop()
 }
 
 // durables returns all durable consumers of the stream of orders as they are.

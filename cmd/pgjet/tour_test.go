@@ -99,7 +99,7 @@ func hereInstead(block, dir string, port int) string {
 	block = regexp.MustCompile(`127\.0\.0\.1:740(\d)`).ReplaceAllStringFunc(block, func(at string) string {
 		return "127.0.0.1:" + strconv.Itoa(port+int(at[len(at)-1]-'0'))
 	})
-	return strings.NewReplacer(".pgjet/", dir+"/", "dev env", "dev env --dir "+dir, "bin/pgjet", binary).Replace(block)
+	return strings.NewReplacer(".pgjet/", dir+"/", "dev env", "dev env --dir "+dir, "bin/pgjet", binary()).Replace(block)
 }
 
 // typedIn runs a block in a shell with the variables of earlier blocks, and returns its output.

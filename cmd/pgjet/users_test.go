@@ -41,19 +41,19 @@ func TestKeyFile(t *testing.T) {
 	one := startService(t, append(flags, "--token-key-file", key)...)
 	two := startService(t, append(flags, "--token-key-file", key)...)
 	third := startService(t, flags...)
-	id := signUp(t, one.logged("serving the API", "addr"), "ann@example.com")
-	token := logIn(t, one.logged("serving the API", "addr"), "ann@example.com")
-	if status, body := getAs(t, token, two.logged("serving the API", "addr")+"/users/"+id); status != http.StatusOK {
+	id := signUp(t, one.Logged("serving the API", "addr"), "ann@example.com")
+	token := logIn(t, one.Logged("serving the API", "addr"), "ann@example.com")
+	if status, body := getAs(t, token, two.Logged("serving the API", "addr")+"/users/"+id); status != http.StatusOK {
 		t.Errorf("with the same key: %d %s, want 200", status, body)
 	}
-	if status, body := getAs(t, token, third.logged("serving the API", "addr")+"/users/"+id); status != http.StatusUnauthorized {
+	if status, body := getAs(t, token, third.Logged("serving the API", "addr")+"/users/"+id); status != http.StatusUnauthorized {
 		t.Errorf("with a key in memory: %d %s, want 401", status, body)
 	}
-	if strings.Contains(one.stderr.String(), `"WARN"`) || !strings.Contains(third.stderr.String(), "--token-key-file") {
+	if strings.Contains(one.Stderr.String(), `"WARN"`) || !strings.Contains(third.Stderr.String(), "--token-key-file") {
 		t.Errorf("want a warning of the process without a key file alone, of %s and %s", one, third)
 	}
 	secret := readFile(t, key)
-	if strings.Contains(one.stderr.String(), secret) || strings.Contains(one.stderr.String(), token) {
+	if strings.Contains(one.Stderr.String(), secret) || strings.Contains(one.Stderr.String(), token) {
 		t.Errorf("the log holds the key or the token, of %s", one)
 	}
 
@@ -61,7 +61,7 @@ func TestKeyFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	open := startService(t, append(flags, "--token-key-file", key)...)
-	if !strings.Contains(open.stderr.String(), "others may read") || !strings.Contains(open.stderr.String(), key) {
+	if !strings.Contains(open.Stderr.String(), "others may read") || !strings.Contains(open.Stderr.String(), key) {
 		t.Errorf("no warning of a key that others may read, of %s", open)
 	}
 }
@@ -83,7 +83,7 @@ func TestUsersOfALockedTable(t *testing.T) {
 	users := startService(t, "users", "--database-url", database, "--addr", anyPort)
 	db := openDB(t, database)
 	for _, table := range []string{"users.users", "pgjet.outbox"} {
-		users.ready(users.admin)
+		users.Ready(users.Admin)
 		tx, err := db.Begin(t.Context())
 		if err != nil {
 			t.Fatal(err)
@@ -92,12 +92,12 @@ func TestUsersOfALockedTable(t *testing.T) {
 		if _, err := tx.Exec(t.Context(), `lock table `+table+` in share mode`); err != nil {
 			t.Fatal(err)
 		}
-		users.notReady(users.admin, fmt.Sprintf("database_timeout: the lock on table %s is held by process %d of the server", table, tx.Conn().PgConn().PID()))
+		users.NotReady(users.Admin, fmt.Sprintf("database_timeout: the lock on table %s is held by process %d of the server", table, tx.Conn().PgConn().PID()))
 		if err := tx.Rollback(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}
-	users.ready(users.admin)
+	users.Ready(users.Admin)
 }
 
 // TestRemoteKeys: a process accepts the tokens of another one whose keys it reads from
@@ -119,8 +119,8 @@ func TestRemoteKeys(t *testing.T) {
 	}))
 	defer keys.Close()
 	users := startService(t, "users", "--database-url", testenv.DatabaseURL(t), "--addr", anyPort, "--token-jwks-url", keys.URL)
-	addr := users.logged("serving the API", "addr")
-	users.ready(users.admin)
+	addr := users.Logged("serving the API", "addr")
+	users.Ready(users.Admin)
 	id := signUp(t, addr, "ann@example.com")
 	token, _, err := issuer.Issue(auth.Identity{Subject: id}, time.Minute)
 	if err != nil {
@@ -133,7 +133,7 @@ func TestRemoteKeys(t *testing.T) {
 		t.Errorf("own token: %d %s, want 200", status, body)
 	}
 	close(away)
-	users.eventually(patience, "the keys are fetched", func() bool {
+	users.Eventually(patience, "the keys are fetched", func() bool {
 		status, _ := getAs(t, token, addr+"/users/"+id)
 		return status == http.StatusOK
 	})
@@ -181,22 +181,22 @@ func TestMountedKey(t *testing.T) {
 	}
 	run := func() *process {
 		p := command(t, nil, "users", "--database-url", testenv.DatabaseURL(t), "--addr", anyPort, "--admin-addr", anyPort, "--token-key-file", key)
-		p.cmd.Dir = "/"
-		p.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
-		p.begin()
+		p.Cmd.Dir = "/"
+		p.Cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+		p.Begin()
 		return p
 	}
 	reads := run()
-	t.Cleanup(reads.stop)
-	reads.logged("serving the API", "addr")
-	if strings.Contains(reads.stderr.String(), "others may read") {
+	t.Cleanup(reads.Stop)
+	reads.Logged("serving the API", "addr")
+	if strings.Contains(reads.Stderr.String(), "others may read") {
 		t.Errorf("a warning of the group that needs the key, of %s", reads)
 	}
 	if err := os.Chown(key, 0, 0); err != nil {
 		t.Fatal(err)
 	}
 	refused := run()
-	if code := refused.wait(patience); code != exitUsage || !strings.Contains(refused.stderr.String(), "permission denied") || !strings.Contains(refused.stderr.String(), strconv.Itoa(uid)) {
+	if code := refused.Wait(patience); code != exitUsage || !strings.Contains(refused.Stderr.String(), "permission denied") || !strings.Contains(refused.Stderr.String(), strconv.Itoa(uid)) {
 		t.Errorf("exit code %d, want 2, and the number of the user, of %s", code, refused)
 	}
 }
@@ -205,10 +205,10 @@ func TestRoles(t *testing.T) {
 	t.Parallel()
 	database := testenv.DatabaseURL(t)
 	users := startUsers(t, database)
-	ann, bob := signUp(t, users.addr, "ann@example.com"), signUp(t, users.addr, "bob@example.com")
+	ann, bob := signUp(t, users.Addr, "ann@example.com"), signUp(t, users.Addr, "bob@example.com")
 	sees := func(want int) {
 		t.Helper()
-		if status, body := getAs(t, logIn(t, users.addr, "ann@example.com"), users.addr+"/users/"+bob); status != want {
+		if status, body := getAs(t, logIn(t, users.Addr, "ann@example.com"), users.Addr+"/users/"+bob); status != want {
 			t.Errorf("ann asks for bob: %d %s, want %d", status, body, want)
 		}
 	}

@@ -124,11 +124,11 @@ func TestWrongUse(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
 			code, p := runProcess(t, row.env, strings.Fields(row.args)...)
-			if code != exitUsage || p.stdout.String() != "" {
+			if code != exitUsage || p.Stdout.String() != "" {
 				t.Errorf("exit code %d, want 2 and nothing on stdout, of %s", code, p)
 			}
 			for _, w := range row.says {
-				if !strings.Contains(p.stderr.String(), w) {
+				if !strings.Contains(p.Stderr.String(), w) {
 					t.Errorf("stderr does not say %q, of %s", w, p)
 				}
 			}
@@ -160,9 +160,9 @@ func TestServicesWaitForTheirServers(t *testing.T) {
 	database, nats := "postgres://ann:"+secret+"@"+nowhere+"/x", "nats://ann:"+secret+"@"+nowhere
 	users, relay := startUsers(t, database), startRelay(t, database, nats)
 	mailer := startMailer(t, database, nats, "ann:"+secret+"@"+nowhere)
-	users.notReady(users.admin, "database_unreachable")
-	relay.notReady(relay.admin, "database_unreachable")
-	mailer.notReady(mailer.admin, "nats_unreachable")
+	users.NotReady(users.Admin, "database_unreachable")
+	relay.NotReady(relay.Admin, "database_unreachable")
+	mailer.NotReady(mailer.Admin, "nats_unreachable")
 }
 
 // TestLogIsJSON: also the log lines of libraries are JSON.
@@ -170,9 +170,9 @@ func TestLogIsJSON(t *testing.T) {
 	t.Parallel()
 	users := start(t, env{"OTEL_EXPORTER_OTLP_ENDPOINT": "http://" + nowhere}, "users",
 		"--database-url", testenv.DatabaseURL(t), "--addr", anyPort, "--admin-addr", anyPort, "--log-level", "debug")
-	signUp(t, users.logged("serving the API", "addr"), "ann@example.com")
-	users.stop()
-	if got, want := len(users.log("")), strings.Count(users.stderr.String(), "\n"); got != want || len(users.log("WARN")) == 0 {
+	signUp(t, users.Logged("serving the API", "addr"), "ann@example.com")
+	users.Stop()
+	if got, want := len(users.Log("")), strings.Count(users.Stderr.String(), "\n"); got != want || len(users.Log("WARN")) == 0 {
 		t.Errorf("%d of %d lines are JSON, want all, and a warning, of %s", got, want, users)
 	}
 }
@@ -215,17 +215,17 @@ func TestVariablesAreFlags(t *testing.T) {
 	t.Parallel()
 	vars := env{"PGJET_DATABASE_URL": testenv.DatabaseURL(t), "PGJET_OUTPUT": "json"}
 	code, p := runProcess(t, vars, "migrate", "status")
-	if code != exitOK || !json.Valid([]byte(p.stdout.String())) {
+	if code != exitOK || !json.Valid([]byte(p.Stdout.String())) {
 		t.Errorf("exit code %d, want 0 and JSON, of %s", code, p)
 	}
 	code, p = runProcess(t, vars, "migrate", "status", "-o", "table")
-	if code != exitOK || !strings.HasPrefix(p.stdout.String(), "SCHEMA") {
+	if code != exitOK || !strings.HasPrefix(p.Stdout.String(), "SCHEMA") {
 		t.Errorf("exit code %d, want 0 and a table, of %s", code, p)
 	}
 	vars["PGJET_ADDR"], vars["PGJET_ADMIN_ADDR"], vars["PGJET_LOG_LEVEL"] = anyPort, "not an address", "debug"
 	users := start(t, vars, "users", "--admin-addr", anyPort)
-	signUp(t, users.logged("serving the API", "addr"), "ann@example.com")
-	checkPages(t, users.logged("starting", "admin"))
+	signUp(t, users.Logged("serving the API", "addr"), "ann@example.com")
+	checkPages(t, users.Logged("starting", "admin"))
 	must(t, exitOK, "--version")
 }
 

@@ -1,4 +1,4 @@
-package main
+package chaos
 
 import (
 	"context"
@@ -11,19 +11,20 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgjet/pgjet/internal/testenv"
+	"github.com/pgjet/pgjet/internal/tests/program"
 )
 
 // TestChaosPostgreSQL kills, pauses and blocks the server of the outbox.
 func TestChaosPostgreSQL(t *testing.T) {
 	t.Parallel()
-	p := postgresProcess(t)
+	p := program.PostgresProcess(t)
 	g := newRig(t, p.URL(), testenv.NATS(t).URL())
 	g.begin()
 
 	for i := range upTo(2, 15) { // killed
 		g.backlog(2000, 20)
 		g.moment(300 * time.Millisecond)
-		p = crashPostgres(t, p)
+		p = program.CrashPostgres(t, p)
 		if i%2 == 0 {
 			g.moment(time.Second)
 		}
@@ -31,7 +32,7 @@ func TestChaosPostgreSQL(t *testing.T) {
 	}
 	for range upTo(1, 4) { // paused
 		g.backlog(500, 20)
-		thaw := freeze(t, p.PID())
+		thaw := program.Freeze(t, p.PID())
 		time.Sleep(upTo(3*time.Second, 30*time.Second))
 		if scale > 0 {
 			g.says("database_unreachable")
@@ -64,7 +65,7 @@ func (g *rig) exec(sql string) {
 // connections.
 func (g *rig) relayRole() string {
 	g.Helper()
-	role := strings.Replace(query[string](g, g.db, `select current_database()`), "pgjet_test_", "pgjet_role_", 1)
+	role := strings.Replace(program.Query[string](g, g.db, `select current_database()`), "pgjet_test_", "pgjet_role_", 1)
 	g.exec(fmt.Sprintf(`create role %s login connection limit 4`, role))
 	g.Cleanup(func() {
 		ctx := context.Background()
@@ -103,7 +104,7 @@ func TestChaosConnectionsExhausted(t *testing.T) {
 	g.begin()
 	for range upTo(1, 5) {
 		var all []*pgx.Conn
-		testenv.Eventually(t, healing, "all connections are taken", func() bool {
+		testenv.Eventually(t, program.Healing, "all connections are taken", func() bool {
 			g.disconnect()
 			if conn, err := pgx.Connect(t.Context(), g.database); err == nil {
 				all = append(all, conn)

@@ -1,4 +1,4 @@
-package main
+package chaos
 
 import (
 	"encoding/json"
@@ -16,6 +16,7 @@ import (
 
 	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/testenv"
+	"github.com/pgjet/pgjet/internal/tests/program"
 )
 
 // check stops the writer and checks that all is well. The stream holds what was committed, once, in
@@ -26,7 +27,7 @@ func (g *rig) check() {
 	begun := time.Now()
 	g.writer.stop()
 	a := newAccount(g)
-	within := healing + time.Duration(len(a.want))*time.Millisecond/2
+	within := program.Healing + time.Duration(len(a.want))*time.Millisecond/2
 	want := uint64(len(a.want))
 	for range testenv.Tries(within) {
 		if g.messages() >= want {
@@ -37,9 +38,9 @@ func (g *rig) check() {
 	last := a.readStream()
 	a.report()
 	if g.relay != nil {
-		g.relay.ready(g.relay.admin)
+		g.relay.Ready(g.relay.Admin)
 		g.settles()
-		g.relay.stop()
+		g.relay.Stop()
 	}
 	if now := g.lastSeq(); now != last {
 		g.Errorf("the stream ends with %d, and with %d after the relay stopped", last, now)
@@ -108,7 +109,7 @@ func (a *account) readOutbox() {
 			a.g.Errorf("the outbox holds event %s, which was rolled back", id)
 		}
 	}
-	if held := query[int](a.g, a.g.db, `select count(*) from pgjet.quarantine`); held != a.g.held {
+	if held := program.Query[int](a.g, a.g.db, `select count(*) from pgjet.quarantine`); held != a.g.held {
 		a.g.Errorf("%d events are in quarantine, want %d", held, a.g.held)
 	}
 }
@@ -155,7 +156,7 @@ func (a *account) readStream() uint64 {
 	defer messages.Stop()
 	known := make(map[uuid.UUID]bool, len(a.want))
 	for {
-		msg, err := messages.Next(jetstream.NextMaxWait(healing))
+		msg, err := messages.Next(jetstream.NextMaxWait(program.Healing))
 		if err != nil {
 			a.g.Fatalf("read the stream behind %d messages: %v", a.seen, err)
 		}

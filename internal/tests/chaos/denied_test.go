@@ -1,4 +1,4 @@
-package main
+package chaos
 
 import (
 	"fmt"
@@ -8,6 +8,7 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 
 	"github.com/pgjet/pgjet/internal/testenv"
+	"github.com/pgjet/pgjet/internal/tests/program"
 )
 
 // TestChaosTablesDenied revokes the relay's rights in PostgreSQL.
@@ -40,8 +41,8 @@ func TestChaosSubjectsDenied(t *testing.T) {
 		return &server.Options{
 			Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: dir, NoSigs: true, NoLog: true, NoAuthUser: "all",
 			Users: []*server.User{
-				{Username: "all", Password: secret},
-				{Username: "relay", Password: secret, Permissions: &server.Permissions{Publish: &server.SubjectPermission{Deny: deny}}},
+				{Username: "all", Password: program.Secret},
+				{Username: "relay", Password: program.Secret, Permissions: &server.Permissions{Publish: &server.SubjectPermission{Deny: deny}}},
 			},
 		}
 	}
@@ -51,7 +52,7 @@ func TestChaosSubjectsDenied(t *testing.T) {
 	}
 	s.Start()
 	t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
-	if !s.ReadyForConnections(patience) {
+	if !s.ReadyForConnections(program.Patience) {
 		t.Fatal("the NATS server does not start")
 	}
 	u, err := url.Parse(s.ClientURL())
@@ -59,7 +60,7 @@ func TestChaosSubjectsDenied(t *testing.T) {
 		t.Fatal(err)
 	}
 	g := newRig(t, testenv.DatabaseURL(t), u.String())
-	u.User = url.UserPassword("relay", secret)
+	u.User = url.UserPassword("relay", program.Secret)
 	g.nats = u.String()
 	g.begin()
 	reload := func(deny ...string) {

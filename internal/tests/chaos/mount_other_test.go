@@ -1,14 +1,9 @@
 //go:build !linux
 
-package main
+package chaos
 
-import (
-	"errors"
-	"syscall"
-)
+import "errors"
 
 func mount(source, dir, kind string, again bool, options string) error { return errors.ErrUnsupported }
 
 func unmount(dir string) error { return errors.ErrUnsupported }
-
-func ours() *syscall.SysProcAttr { return nil }

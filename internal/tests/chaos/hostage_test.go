@@ -1,4 +1,4 @@
-package main
+package chaos
 
 import (
 	"context"
@@ -15,6 +15,7 @@ import (
 
 	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/testenv"
+	"github.com/pgjet/pgjet/internal/tests/program"
 	"github.com/pgjet/pgjet/outbox"
 )
 
@@ -24,7 +25,7 @@ import (
 func TestChaosHostage(t *testing.T) {
 	g := newRig(t, testenv.DatabaseURL(t), testenv.NATS(t).URL())
 	g.relay = g.startRelay()
-	g.relay.ready(g.relay.admin)
+	g.relay.Ready(g.relay.Admin)
 	m := newMeter(g, upTo(300, 1000))
 
 	takers := [][]string{slices.Sorted(maps.Keys(openTransactions))} // all at once
@@ -162,7 +163,7 @@ var openTransactions = map[string]func(g *rig) (end func()){
 	"here":      func(g *rig) func() { return g.idle(g.database) },
 	"elsewhere": func(g *rig) func() { return g.idle(testenv.DatabaseURL(g)) },
 	"prepared": func(g *rig) func() {
-		name := query[string](g, g.db, `select current_database()`)
+		name := program.Query[string](g, g.db, `select current_database()`)
 		g.exec(`begin;
 			insert into pgjet.outbox (id, type, key, data) values (gen_random_uuid(), 'note.made', 'prepared', '{}');
 			prepare transaction '` + name + `'`)

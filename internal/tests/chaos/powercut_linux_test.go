@@ -1,4 +1,4 @@
-package main
+package chaos
 
 import (
 	"os"
@@ -11,6 +11,7 @@ import (
 
 	"github.com/pgjet/pgjet/internal/devserver"
 	"github.com/pgjet/pgjet/internal/testenv"
+	"github.com/pgjet/pgjet/internal/tests/program"
 )
 
 // TestPowerCut cuts the power of the NATS server's disk, which loses everything that is not synced.
@@ -23,8 +24,8 @@ func TestPowerCut(t *testing.T) {
 	}
 	cuts := func(t *testing.T, lazy bool) (lost int64) {
 		d := loopDisk(t)
-		n := startNATSProcess(t, devserver.NATSOptions{Dir: d.dir, Lazy: lazy, MaxStore: 1 << 30})
-		g := newRig(t, testenv.DatabaseURL(t), n.url())
+		n := program.StartNATSProcess(t, devserver.NATSOptions{Dir: d.dir, Lazy: lazy, MaxStore: 1 << 30})
+		g := newRig(t, testenv.DatabaseURL(t), n.URL())
 		d.sync() // the stream itself
 		g.begin()
 		for i := range 4 {
@@ -35,12 +36,12 @@ func TestPowerCut(t *testing.T) {
 			g.moment(time.Second)
 			before := g.acknowledged()
 			d.cut()
-			n.kill()
-			thaw := freeze(t, g.relay.cmd.Process.Pid)
+			n.Kill()
+			thaw := program.Freeze(t, g.relay.Cmd.Process.Pid)
 			d.mount()
-			n.start()
+			n.Start()
 			after := int64(0)
-			testenv.Eventually(t, healing, "the stream is there", func() bool {
+			testenv.Eventually(t, program.Healing, "the stream is there", func() bool {
 				stream, err := g.js.Stream(t.Context(), "EVENTS")
 				if err == nil {
 					after = int64(stream.CachedInfo().State.LastSeq)
@@ -71,8 +72,8 @@ func TestPowerCut(t *testing.T) {
 func (g *rig) acknowledged() int64 {
 	g.Helper()
 	last := int64(g.lastSeq())
-	g.relay.eventually(healing, "a checkpoint covers what is stored", func() bool { return checkpoint(g.T, g.db) >= last })
-	return checkpoint(g.T, g.db)
+	g.relay.Eventually(program.Healing, "a checkpoint covers what is stored", func() bool { return program.Checkpoint(g.T, g.db) >= last })
+	return program.Checkpoint(g.T, g.db)
 }
 
 // A disk is a file system in a file.
@@ -109,7 +110,7 @@ func (d *disk) mount() {
 
 func (d *disk) unmount() {
 	d.t.Helper()
-	testenv.Eventually(d.t, healing, "unmount "+d.dir, func() bool { return unmount(d.dir) == nil })
+	testenv.Eventually(d.t, program.Healing, "unmount "+d.dir, func() bool { return unmount(d.dir) == nil })
 }
 
 // sync writes the file system to the disk.

@@ -1,4 +1,4 @@
-package main
+package chaos
 
 import (
 	"fmt"
@@ -15,7 +15,10 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pgjet/pgjet/internal/testenv"
+	"github.com/pgjet/pgjet/internal/tests/program"
 )
+
+func TestMain(m *testing.M) { program.Main(m) }
 
 // The tests named TestChaos disturb a relay and its servers while a writer appends. Afterwards
 // everything must be as if nothing had happened; see [rig.check]. They are short unless PGJET_CHAOS
@@ -46,9 +49,6 @@ func longOnly(t *testing.T) {
 	}
 }
 
-// healing bounds the time from a fault until all is well.
-const healing = time.Minute
-
 // A rig is a relay between an outbox and a stream, and a writer.
 type rig struct {
 	*testing.T
@@ -56,7 +56,7 @@ type rig struct {
 	db     *pgxpool.Pool
 	js     jetstream.JetStream
 	writer *writer
-	relay  *service
+	relay  *program.Service
 
 	// The addresses that the relay connects to. A test may use those of proxies.
 	database, nats string
@@ -75,7 +75,7 @@ func newRig(t *testing.T, database, nats string) *rig {
 	}
 	t.Logf("PGJET_SEED=%d", seed)
 	g := &rig{T: t, rand: rand.New(rand.NewPCG(seed, 0)), db: openWriter(t, database), database: database, nats: nats}
-	g.js = ensureStream(t, nats)
+	g.js = program.EnsureStream(t, nats)
 	g.writer = newWriter(g)
 	return g
 }
@@ -109,16 +109,16 @@ func openWriter(t *testing.T, database string) *pgxpool.Pool {
 }
 
 // startRelay starts another relay. It leaves g.relay alone.
-func (g *rig) startRelay() *service {
+func (g *rig) startRelay() *program.Service {
 	g.Helper()
-	return startRelay(g.T, g.database, g.nats)
+	return program.StartRelay(g.T, g.database, g.nats)
 }
 
 // begin starts the relay and the writer, and waits until some events flowed.
 func (g *rig) begin() {
 	g.Helper()
 	g.relay = g.startRelay()
-	g.relay.ready(g.relay.admin)
+	g.relay.Ready(g.relay.Admin)
 	g.writer.start()
 	g.flows(50)
 	g.calm = g.usage(g.relay)
@@ -128,7 +128,7 @@ func (g *rig) begin() {
 func (g *rig) flows(count uint64) {
 	g.Helper()
 	until := g.lastSeq() + count
-	testenv.Eventually(g, healing, fmt.Sprintf("%d more events are in the stream", count), func() bool { return g.lastSeq() >= until })
+	testenv.Eventually(g, program.Healing, fmt.Sprintf("%d more events are in the stream", count), func() bool { return g.lastSeq() >= until })
 }
 
 // lastSeq returns the last sequence of the stream, 0 if NATS does not answer.
@@ -148,8 +148,8 @@ func (g *rig) says(cause string) {
 	g.Helper()
 	g.Run("says "+cause, func(t *testing.T) {
 		status, body := 0, ""
-		for waited := range testenv.Tries(healing) {
-			if status, body = get(t, g.relay.admin+"/readyz"); status == http.StatusServiceUnavailable && strings.Contains(body, cause) {
+		for waited := range testenv.Tries(program.Healing) {
+			if status, body = program.Get(t, g.relay.Admin+"/readyz"); status == http.StatusServiceUnavailable && strings.Contains(body, cause) {
 				t.Logf("after %s", waited.Round(time.Millisecond))
 				return
 			}
@@ -162,15 +162,15 @@ func (g *rig) says(cause string) {
 type usage struct{ goroutines, memory float64 }
 
 // usage reads the usage from the process's metrics.
-func (g *rig) usage(s *service) usage {
+func (g *rig) usage(s *program.Service) usage {
 	g.Helper()
 	return usage{g.metric(s, "go_goroutines"), g.metric(s, "process_resident_memory_bytes")}
 }
 
 // metric returns the value of one, whatever its labels.
-func (g *rig) metric(s *service, name string) float64 {
+func (g *rig) metric(s *program.Service, name string) float64 {
 	g.Helper()
-	status, body := get(g, s.admin+"/metrics")
+	status, body := program.Get(g, s.Admin+"/metrics")
 	m := regexp.MustCompile(`(?m)^` + name + `(?:\{.*\})? (\S+)$`).FindStringSubmatch(body)
 	if m == nil {
 		g.Fatalf("GET /metrics = %d and no %s", status, name)
@@ -190,7 +190,7 @@ func (g *rig) settles() {
 	}
 	const more = 64 << 20
 	var now usage
-	testenv.Eventually(g, healing, "memory and goroutines are back", func() bool {
+	testenv.Eventually(g, program.Healing, "memory and goroutines are back", func() bool {
 		now = g.usage(g.relay)
 		return now.goroutines <= g.calm.goroutines+5 && now.memory <= g.calm.memory+memoryFactor()*more
 	})
@@ -199,7 +199,7 @@ func (g *rig) settles() {
 
 // memoryFactor scales limits of memory: the race detector needs several times as much.
 func memoryFactor() float64 {
-	if raced {
+	if program.Raced {
 		return 6
 	}
 	return 1

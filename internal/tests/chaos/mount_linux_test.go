@@ -1,8 +1,7 @@
-package main
+package chaos
 
 import (
 	"os"
-
 	"syscall"
 )
 
@@ -16,8 +15,3 @@ func mount(source, dir, kind string, again bool, options string) error {
 }
 
 func unmount(dir string) error { return os.NewSyscallError("umount", syscall.Unmount(dir, 0)) }
-
-// ours are the attributes of a process that ends with this one, frozen or not.
-func ours() *syscall.SysProcAttr {
-	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-}

@@ -1,4 +1,4 @@
-package main
+package chaos
 
 import (
 	"fmt"
@@ -13,6 +13,7 @@ import (
 
 	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/testenv"
+	"github.com/pgjet/pgjet/internal/tests/program"
 	"github.com/pgjet/pgjet/outbox"
 )
 
@@ -79,8 +80,8 @@ func TestChaosRowsThatAppendRefuses(t *testing.T) {
 			g.exec(`insert into pgjet.outbox (` + strings.Join(columns, ", ") + `) values (` + strings.Join(list, ", ") + `)`)
 			g.held++
 			g.backlog(10, 1)
-			testenv.Eventually(t, patience, "it is set aside", func() bool {
-				return query[int](t, g.db, `select count(*) from pgjet.quarantine`) == g.held
+			testenv.Eventually(t, program.Patience, "it is set aside", func() bool {
+				return program.Query[int](t, g.db, `select count(*) from pgjet.quarantine`) == g.held
 			})
 			g.flows(10)
 		})
@@ -97,7 +98,7 @@ func TestChaosMemory(t *testing.T) {
 	t.Parallel()
 	g := newRig(t, testenv.DatabaseURL(t), testenv.NATS(t).URL())
 	count := upTo(100_000, 1_000_000)
-	if raced {
+	if program.Raced {
 		count /= 6 // the race detector's memory hides the relay's
 	}
 	g.backlog(count, 1000)
@@ -110,10 +111,10 @@ func TestChaosMemory(t *testing.T) {
 	begun := time.Now()
 	g.relay = g.startRelay()
 	connections := 0
-	for want := uint64(query[int](t, g.db, `select count(*) from pgjet.outbox`)); g.messages() < want; {
-		connections = max(connections, query[int](t, g.db, `
+	for want := uint64(program.Query[int](t, g.db, `select count(*) from pgjet.outbox`)); g.messages() < want; {
+		connections = max(connections, program.Query[int](t, g.db, `
 			select count(*) from pg_stat_activity where application_name like 'pgjet-relay%' and datname = current_database()`))
-		if time.Since(begun) > healing+time.Duration(count)*time.Millisecond/2 {
+		if time.Since(begun) > program.Healing+time.Duration(count)*time.Millisecond/2 {
 			break // check reports what is missing
 		}
 		time.Sleep(20 * time.Millisecond)
@@ -130,9 +131,9 @@ func TestChaosMemory(t *testing.T) {
 }
 
 // peak returns the largest memory that a process has had, in bytes.
-func (g *rig) peak(s *service) float64 {
+func (g *rig) peak(s *program.Service) float64 {
 	g.Helper()
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.cmd.Process.Pid))
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.Cmd.Process.Pid))
 	if err != nil {
 		g.Fatal(err)
 	}

@@ -1,4 +1,4 @@
-package main
+package chaos
 
 import (
 	"fmt"
@@ -10,6 +10,7 @@ import (
 
 	"github.com/pgjet/pgjet/internal/devserver"
 	"github.com/pgjet/pgjet/internal/testenv"
+	"github.com/pgjet/pgjet/internal/tests/program"
 	"github.com/pgjet/pgjet/relay"
 )
 
@@ -28,19 +29,19 @@ func bothWays(t *testing.T, test func(t *testing.T, lazy bool)) {
 func TestChaosNATSKilled(t *testing.T) {
 	t.Parallel()
 	bothWays(t, func(t *testing.T, lazy bool) {
-		n := startNATSProcess(t, devserver.NATSOptions{Dir: t.TempDir(), Lazy: lazy})
-		g := newRig(t, testenv.DatabaseURL(t), n.url())
+		n := program.StartNATSProcess(t, devserver.NATSOptions{Dir: t.TempDir(), Lazy: lazy})
+		g := newRig(t, testenv.DatabaseURL(t), n.URL())
 		g.begin()
 		for i := range upTo(2, 15) {
 			g.backlog(2000, 20)
 			g.moment(300 * time.Millisecond)
-			n.kill()
+			n.Kill()
 			if i == 0 {
 				g.says("nats_unreachable")
 			} else {
 				g.moment(time.Second)
 			}
-			n.start()
+			n.Start()
 			g.flows(20)
 		}
 		g.check()
@@ -50,12 +51,12 @@ func TestChaosNATSKilled(t *testing.T) {
 // TestChaosNATSPaused freezes the NATS server, which keeps its connections, and lets it continue.
 func TestChaosNATSPaused(t *testing.T) {
 	t.Parallel()
-	n := startNATSProcess(t, devserver.NATSOptions{Dir: t.TempDir(), Lazy: true})
-	g := newRig(t, testenv.DatabaseURL(t), n.url())
+	n := program.StartNATSProcess(t, devserver.NATSOptions{Dir: t.TempDir(), Lazy: true})
+	g := newRig(t, testenv.DatabaseURL(t), n.URL())
 	g.begin()
 	for range upTo(1, 4) {
 		g.backlog(500, 20)
-		thaw := freeze(t, n.cmd.Process.Pid)
+		thaw := program.Freeze(t, n.Cmd.Process.Pid)
 		g.moment(time.Second)
 		time.Sleep(upTo(8*time.Second, 12*time.Second))
 		thaw()
@@ -102,7 +103,7 @@ func TestChaosStreamMissing(t *testing.T) {
 		}
 		g.says("stream_missing")
 		g.moment(300 * time.Millisecond)
-		ensureStream(t, g.nats)
+		program.EnsureStream(t, g.nats)
 		g.flows(20)
 	}
 	g.check()
@@ -118,13 +119,13 @@ func TestChaosDiskFull(t *testing.T) {
 		}
 		dir := t.TempDir()
 		resize := smallDisk(t, dir, "12m")
-		n := startNATSProcess(t, devserver.NATSOptions{Dir: dir, Lazy: lazy, MaxStore: 1 << 30})
-		g := newRig(t, testenv.DatabaseURL(t), n.url())
+		n := program.StartNATSProcess(t, devserver.NATSOptions{Dir: dir, Lazy: lazy, MaxStore: 1 << 30})
+		g := newRig(t, testenv.DatabaseURL(t), n.URL())
 		g.writer.pad.Store(60_000)
 		g.begin()
 		g.says("stream_write_error")
-		testenv.Eventually(t, healing, "the disk is full", func() bool {
-			status, body := get(t, g.relay.admin+"/readyz")
+		testenv.Eventually(t, program.Healing, "the disk is full", func() bool {
+			status, body := program.Get(t, g.relay.Admin+"/readyz")
 			if status != 200 {
 				println(body)
 			}
@@ -132,8 +133,8 @@ func TestChaosDiskFull(t *testing.T) {
 		})
 		g.writer.pad.Store(300)
 		resize("512m")
-		n.kill()
-		n.start()
+		n.Kill()
+		n.Start()
 		g.flows(20)
 		g.check()
 	})
@@ -149,7 +150,7 @@ func smallDisk(t *testing.T, dir, size string) (resize func(size string)) {
 		t.Skipf("cannot mount a small disk: %v", err)
 	}
 	t.Cleanup(func() {
-		testenv.Eventually(t, healing, "unmount "+dir, func() bool { return unmount(dir) == nil })
+		testenv.Eventually(t, program.Healing, "unmount "+dir, func() bool { return unmount(dir) == nil })
 	})
 	return func(size string) {
 		if err := mount("tmpfs", dir, "tmpfs", true, "size="+size); err != nil {

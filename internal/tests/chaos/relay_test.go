@@ -1,4 +1,4 @@
-package main
+package chaos
 
 import (
 	"encoding/json"
@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/pgjet/pgjet/internal/testenv"
+	"github.com/pgjet/pgjet/internal/tests/program"
 )
 
 // TestChaosRelayKilled kills the relay while it drains a backlog.
@@ -25,8 +26,8 @@ func TestChaosRelayKilled(t *testing.T) {
 	for range kills {
 		before := g.lastSeq()
 		at := max(before+1, min(uint64(count), before+uint64(g.rand.IntN(2*count/kills))))
-		g.relay.eventually(healing, "it publishes", func() bool { return g.lastSeq() >= at })
-		g.relay.kill()
+		g.relay.Eventually(program.Healing, "it publishes", func() bool { return g.lastSeq() >= at })
+		g.relay.Kill()
 		g.relay = g.startRelay()
 	}
 	g.check()
@@ -45,22 +46,22 @@ func TestChaosRelayKilledAtEachWrite(t *testing.T) {
 	killed := 0
 	for i := range upTo(0, 120) {
 		g.backlog(1+g.rand.IntN(60), 7)
-		p := command(t, nil, "relay", "--database-url", g.database, "--nats-url", g.nats, "--source", devSource, "--admin-addr", anyPort)
-		p.cmd.Args = append([]string{strace, "-f", "-o", "/dev/null", "-e", "trace=write",
-			"-e", fmt.Sprint("inject=write:signal=KILL:when=", 1+i%40), "--", p.cmd.Path}, p.cmd.Args[1:]...)
-		p.cmd.Path = strace
-		p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-		p.begin()
-		want := uint64(query[int64](t, g.db, `select count(*) from pgjet.outbox`))
-		testenv.Eventually(t, healing, "it is killed or done", func() bool { return p.ended() || g.lastSeq() >= want })
+		p := program.Command(t, nil, "relay", "--database-url", g.database, "--nats-url", g.nats, "--source", program.Source, "--admin-addr", program.AnyPort)
+		p.Cmd.Args = append([]string{strace, "-f", "-o", "/dev/null", "-e", "trace=write",
+			"-e", fmt.Sprint("inject=write:signal=KILL:when=", 1+i%40), "--", p.Cmd.Path}, p.Cmd.Args[1:]...)
+		p.Cmd.Path = strace
+		p.Cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+		p.Begin()
+		want := uint64(program.Query[int64](t, g.db, `select count(*) from pgjet.outbox`))
+		testenv.Eventually(t, program.Healing, "it is killed or done", func() bool { return p.Ended() || g.lastSeq() >= want })
 		select {
-		case <-p.done:
+		case <-p.Done:
 			killed++
 		case <-time.After(300 * time.Millisecond): // time to write checkpoints, and to poll
 		}
-		_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL) // it may have ended
-		<-p.done
-		p.check()
+		_ = syscall.Kill(-p.Cmd.Process.Pid, syscall.SIGKILL) // it may have ended
+		<-p.Done
+		p.Check()
 	}
 	if killed < upTo(0, 40) {
 		t.Errorf("the relay was killed %d times only: does strace inject signals here?", killed)
@@ -71,11 +72,11 @@ func TestChaosRelayKilledAtEachWrite(t *testing.T) {
 }
 
 // leader returns the ready one of two relays, and the other one.
-func (g *rig) leader(relays []*service) (leads, stands *service) {
+func (g *rig) leader(relays []*program.Service) (leads, stands *program.Service) {
 	g.Helper()
-	testenv.Eventually(g, healing, "one of the relays leads", func() bool {
-		i := slices.IndexFunc(relays, func(s *service) bool {
-			status, body := get(g, s.admin+"/readyz")
+	testenv.Eventually(g, program.Healing, "one of the relays leads", func() bool {
+		i := slices.IndexFunc(relays, func(s *program.Service) bool {
+			status, body := program.Get(g, s.Admin+"/readyz")
 			return status == 200 && strings.Contains(body, `"role":"leader"`)
 		})
 		if i >= 0 {
@@ -89,18 +90,18 @@ func (g *rig) leader(relays []*service) (leads, stands *service) {
 // TestChaosFailoverAfterACrash kills the leading relay, and measures how long no event is stored.
 func TestChaosFailoverAfterACrash(t *testing.T) {
 	g := newRig(t, testenv.DatabaseURL(t), testenv.NATS(t).URL())
-	relays := []*service{g.startRelay(), g.startRelay()}
+	relays := []*program.Service{g.startRelay(), g.startRelay()}
 	g.writer.start()
 	var took []time.Duration
 	for range upTo(3, 20) {
 		leads, stands := g.leader(relays)
-		stands.hasRole(stands.admin, "standby")
+		stands.HasRole(stands.Admin, "standby")
 		g.moment(200 * time.Millisecond)
-		leads.kill()
+		leads.Kill()
 		begun := time.Now()
 		g.flows(1)
 		took = append(took, time.Since(begun))
-		relays = []*service{stands, g.startRelay()}
+		relays = []*program.Service{stands, g.startRelay()}
 	}
 	slices.Sort(took)
 	t.Logf("failover after a crash: %s", took)
@@ -140,13 +141,13 @@ var ledAs = regexp.MustCompile(`"msg":"relay leads"[^\n]*?"epoch":(\d+)`)
 // epoch returns the epoch of the latest session.
 func (g *rig) epoch() int64 {
 	g.Helper()
-	return query[int64](g, g.db, `select epoch from pgjet.leader`)
+	return program.Query[int64](g, g.db, `select epoch from pgjet.leader`)
 }
 
 // relayRole returns what a relay says it is: leader, standby, or "" while it is neither.
-func relayRole(g *rig, s *service) string {
+func relayRole(g *rig, s *program.Service) string {
 	var page struct{ Checks []struct{ Name, Role string } }
-	if _, body := get(g, s.admin+"/readyz"); json.Unmarshal([]byte(body), &page) != nil {
+	if _, body := program.Get(g, s.Admin+"/readyz"); json.Unmarshal([]byte(body), &page) != nil {
 		return ""
 	}
 	for _, c := range page.Checks {
@@ -160,16 +161,16 @@ func relayRole(g *rig, s *service) string {
 func zombie(t *testing.T, help func(g *rig)) {
 	g := newRig(t, testenv.DatabaseURL(t), testenv.NATS(t).URL())
 	g.writer.pause /= 2
-	relays := []*service{g.startRelay(), g.startRelay()}
+	relays := []*program.Service{g.startRelay(), g.startRelay()}
 	g.writer.start()
 	for range upTo(2, 6) {
 		leads, stands := g.leader(relays)
 		g.backlog(3000, 20)
 		g.moment(150 * time.Millisecond)
-		thaw := freeze(t, leads.cmd.Process.Pid)
+		thaw := program.Freeze(t, leads.Cmd.Process.Pid)
 		begun, frozen := time.Now(), g.epoch()
 		help(g)
-		stands.hasRole(stands.admin, "leader")
+		stands.HasRole(stands.Admin, "leader")
 		g.flows(20)
 		took := time.Since(begun)
 		t.Logf("failover after a hang: %s", took.Round(time.Millisecond))
@@ -177,7 +178,7 @@ func zombie(t *testing.T, help func(g *rig)) {
 			t.Errorf("failover after a hang took %s, want less than 15 s", took)
 		}
 		thaw()
-		testenv.Eventually(g, healing, "one leads, in a later session, and the other stands by", func() bool {
+		testenv.Eventually(g, program.Healing, "one leads, in a later session, and the other stands by", func() bool {
 			roles := []string{relayRole(g, leads), relayRole(g, stands)}
 			slices.Sort(roles)
 			return slices.Equal(roles, []string{"leader", "standby"}) && g.epoch() > frozen
@@ -185,7 +186,7 @@ func zombie(t *testing.T, help func(g *rig)) {
 	}
 	var epochs []string
 	for _, r := range relays {
-		for _, led := range ledAs.FindAllStringSubmatch(r.stderr.String(), -1) {
+		for _, led := range ledAs.FindAllStringSubmatch(r.Stderr.String(), -1) {
 			epochs = append(epochs, led[1])
 		}
 	}
@@ -198,7 +199,7 @@ func zombie(t *testing.T, help func(g *rig)) {
 	g.relay, _ = g.leader(relays)
 	g.check()
 	for _, r := range relays {
-		if n := strings.Count(r.stderr.String(), `"level":"ERROR"`); n > 0 {
+		if n := strings.Count(r.Stderr.String(), `"level":"ERROR"`); n > 0 {
 			t.Errorf("%d errors in the log of %s", n, r)
 		}
 	}
@@ -209,32 +210,32 @@ func zombie(t *testing.T, help func(g *rig)) {
 func TestChaosLateMessages(t *testing.T) {
 	t.Parallel()
 	g := newRig(t, testenv.DatabaseURL(t), testenv.NATS(t).URL())
-	proxy, slow := proxied(t, g.nats)
+	proxy, slow := program.Proxied(t, g.nats)
 	g.writer.start()
 	for range upTo(2, 10) {
-		leads := startRelay(t, g.database, slow)
-		leads.ready(leads.admin)
+		leads := program.StartRelay(t, g.database, slow)
+		leads.Ready(leads.Admin)
 		stands := g.startRelay()
-		stands.hasRole(stands.admin, "standby")
+		stands.HasRole(stands.Admin, "standby")
 		poison(t, proxy, toxic{Type: "latency", Stream: "upstream", Attributes: map[string]int64{"latency": 1500}})
 		g.backlog(1+g.rand.IntN(200), 20)
-		testenv.Eventually(t, healing, "all that could be sent is on its way", func() bool {
+		testenv.Eventually(t, program.Healing, "all that could be sent is on its way", func() bool {
 			before := g.lastSeq()
 			time.Sleep(200 * time.Millisecond)
 			return g.lastSeq() == before
 		})
 		if g.rand.IntN(2) == 0 {
-			leads.kill()
+			leads.Kill()
 		} else {
-			freeze(t, leads.cmd.Process.Pid)
+			program.Freeze(t, leads.Cmd.Process.Pid)
 			g.endSession()
 		}
-		stands.ready(stands.admin)
+		stands.Ready(stands.Admin)
 		g.flows(20)
 		time.Sleep(2 * time.Second) // the late messages arrive
 		proxy.Toxics.ResetToxics(t.Context())
-		leads.kill()
-		stands.kill()
+		leads.Kill()
+		stands.Kill()
 	}
 	g.relay = g.startRelay()
 	g.check()
@@ -244,7 +245,7 @@ func TestChaosLateMessages(t *testing.T) {
 func TestChaosRelaysComeAndGo(t *testing.T) {
 	t.Parallel()
 	g := newRig(t, testenv.DatabaseURL(t), testenv.NATS(t).URL())
-	relays := make([]*service, 5)
+	relays := make([]*program.Service, 5)
 	for i := range relays {
 		relays[i] = g.startRelay()
 	}
@@ -253,7 +254,7 @@ func TestChaosRelaysComeAndGo(t *testing.T) {
 	last, progress, longest := g.lastSeq(), time.Now(), time.Duration(0)
 	for end := time.Now().Add(upTo(5*time.Second, time.Minute)); time.Now().Before(end); {
 		i := g.rand.IntN(len(relays))
-		relays[i].kill()
+		relays[i].Kill()
 		g.moment(200 * time.Millisecond)
 		relays[i] = g.startRelay()
 		if now := g.lastSeq(); now > last {
@@ -266,7 +267,7 @@ func TestChaosRelaysComeAndGo(t *testing.T) {
 		t.Errorf("nothing was stored for %s", longest)
 	}
 	for _, r := range relays[1:] {
-		r.stop()
+		r.Stop()
 	}
 	g.relay = relays[0]
 	g.check()

@@ -1,17 +1,15 @@
-package main
+package chaos
 
 import (
 	"bytes"
 	"encoding/json"
-	"net/url"
-	"strings"
 	"testing"
 	"time"
 
 	"github.com/Shopify/toxiproxy/v2"
-	"github.com/rs/zerolog"
 
 	"github.com/pgjet/pgjet/internal/testenv"
+	"github.com/pgjet/pgjet/internal/tests/program"
 )
 
 // A toxic is a fault of a connection, as toxiproxy describes it. Downstream is what the server
@@ -41,24 +39,6 @@ func (g *rig) toxics() []toxic {
 	return all
 }
 
-// proxied starts a proxy for the server at an address. It returns the address with the proxy's
-// host.
-func proxied(t *testing.T, address string) (*toxiproxy.Proxy, string) {
-	t.Helper()
-	u, err := url.Parse(address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	server := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop())
-	p := toxiproxy.NewProxy(server, t.Name(), anyPort, u.Host)
-	if err := p.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(p.Stop)
-	u.Host = p.Listen
-	return p, u.String()
-}
-
 func poison(t *testing.T, p *toxiproxy.Proxy, x toxic) {
 	t.Helper()
 	b, err := json.Marshal(x)
@@ -79,9 +59,9 @@ func TestChaosConnections(t *testing.T) {
 			g := newRig(t, testenv.DatabaseURL(t), testenv.NATS(t).URL())
 			var proxy *toxiproxy.Proxy
 			if server == "NATS" {
-				proxy, g.nats = proxied(t, g.nats)
+				proxy, g.nats = program.Proxied(t, g.nats)
 			} else {
-				proxy, g.database = proxied(t, g.database)
+				proxy, g.database = program.Proxied(t, g.database)
 			}
 			g.begin()
 			noticed := time.Duration(0)
@@ -109,7 +89,7 @@ func (g *rig) disturb(proxy *toxiproxy.Proxy, x toxic) (noticed time.Duration) {
 	g.moment(300 * time.Millisecond)
 	g.backlog(300, 10)
 	if x.breaks {
-		testenv.Eventually(g, healing, x.name+" ends a session", func() bool { return g.sessions() > sessions })
+		testenv.Eventually(g, program.Healing, x.name+" ends a session", func() bool { return g.sessions() > sessions })
 		noticed = time.Since(begun)
 	}
 	g.moment(time.Second)
@@ -125,13 +105,4 @@ func (g *rig) disturb(proxy *toxiproxy.Proxy, x toxic) (noticed time.Duration) {
 func (g *rig) sessions() float64 {
 	g.Helper()
 	return g.metric(g.relay, "pgjet_relay_sessions_total")
-}
-
-// TestToolsStayOut: the program does not contain what tests break connections with.
-func TestToolsStayOut(t *testing.T) {
-	for _, dep := range golist(t, "{{.ImportPath}}", "-deps", module+"cmd/pgjet") {
-		if strings.Contains(dep, "toxiproxy") {
-			t.Errorf("pgjet depends on %s", dep)
-		}
-	}
 }
