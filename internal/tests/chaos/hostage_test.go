@@ -47,16 +47,17 @@ func TestChaosHostage(t *testing.T) {
 		disturbed = append(disturbed, some...)
 		calm = append(calm, m.measure(upTo(2*time.Second, 20*time.Second))...)
 	}
-	was, is := quantile(calm, 0.99), quantile(disturbed, 0.99)
-	t.Logf("calm: p50 %s, p99 %s of %d; disturbed: p50 %s, p99 %s of %d",
-		quantile(calm, 0.5), was, len(calm), quantile(disturbed, 0.5), is, len(disturbed))
-	// An event that waits for an open transaction waits for seconds. Less is noise.
-	allowance := 250 * time.Millisecond
+	// Each event would wait for an open transaction, for seconds. Less is noise: beside other tests
+	// a tenth of the events may be slow.
+	most, allowance := 0.9, 250*time.Millisecond
 	if scale > 0 {
-		allowance = 50 * time.Millisecond
+		most, allowance = 0.99, 50*time.Millisecond
 	}
+	was, is := quantile(calm, most), quantile(disturbed, most)
+	t.Logf("calm: p50 %s, p%.0f %s of %d; disturbed: p50 %s, p%.0f %s of %d",
+		quantile(calm, 0.5), 100*most, was, len(calm), quantile(disturbed, 0.5), 100*most, is, len(disturbed))
 	if is > 2*was+allowance {
-		t.Errorf("p99 is %s beside open transactions, and %s without", is, was)
+		t.Errorf("p%.0f is %s beside open transactions, and %s without", 100*most, is, was)
 	}
 	g.check()
 }
