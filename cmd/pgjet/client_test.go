@@ -120,7 +120,7 @@ func checkPages(t testing.TB, admin string) {
 // firstPort is where this test run begins to look for free ports: below those that the system
 // assigns.
 var (
-	firstPort = 10000 + portCount*rand.IntN(2500)
+	firstPort = 20_000 + portCount*rand.IntN(10_000/portCount)
 	blocks    atomic.Int32
 )
 

@@ -199,7 +199,7 @@ func TestRetryIsTriedAtOnce(t *testing.T) {
 	smtp, mails := startMail(t, anyPort)
 	m := startMailer(t, database, nats, smtp)
 	m.Ready(m.Admin)
-	refuseMails(t, mails, 451, 1)
+	refuseMails(t, mails, 451, 1000)
 	db := openDB(t, database)
 	users := startUsers(t, database)
 	testenv.Eventually(t, patience, "an attempt has failed and the next one is far", func() bool {
@@ -209,9 +209,10 @@ func TestRetryIsTriedAtOnce(t *testing.T) {
 		_, err := db.Exec(t.Context(), `update pgjet.intent set due_at = now() + interval '1 hour' where taken_by is null and attempts > 0`)
 		return err == nil && query[int](t, db, `select count(*) from pgjet.intent where taken_by is null and due_at > now() + interval '1 minute'`) == 1
 	})
+	request(t, http.MethodDelete, mails+"/fault", "", nil)
 	must(t, exitOK, words("retry --consumer welcome-mailer --reason mended", asOperator(database))...)
 	testenv.Eventually(t, patience, "the mail is sent", func() bool {
-		return query[int](t, db, `select count(*) from pgjet.inbox where state = 'done' and attempts = 2`) == 1
+		return query[int](t, db, `select count(*) from pgjet.inbox where state = 'done' and attempts >= 2`) == 1
 	})
 }
 

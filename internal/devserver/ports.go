@@ -80,7 +80,7 @@ func busy(port int) bool {
 // give to outgoing connections, which would take it from a server that is stopped and started again.
 func freePort() (int, error) {
 	for range 20 {
-		if port := 10_000 + rand.IntN(20_000); !busy(port) {
+		if port := 10_000 + rand.IntN(10_000); !busy(port) {
 			return port, nil
 		}
 	}
