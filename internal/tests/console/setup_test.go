@@ -24,7 +24,7 @@ import (
 )
 
 // patience bounds every wait, even on a busy machine.
-const patience = 20 * time.Second
+const patience = 45 * time.Second // an open page that took long rests for 20 s
 
 // env is what all tests share: a pgjet dev, and a browser.
 var env struct {
