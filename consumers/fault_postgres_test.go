@@ -4,11 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
-	"slices"
-	"strconv"
-	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -215,54 +210,12 @@ func TestChaosPostgresPaused(t *testing.T) {
 		for range upTo(1, 2) {
 			s.more(300)
 			s.reaches(s.published - 250)
-			thaw := freeze(t, server.PID())
+			thaw := testenv.Freeze(t, server.PID())
 			time.Sleep(12 * time.Second)
 			thaw()
 		}
 		s.check(!unordered)
 	})
-}
-
-// freeze stops a process and its children until the returned function is called: they keep their
-// connections and do nothing.
-func freeze(t testing.TB, pid int) (thaw func()) {
-	t.Helper()
-	var frozen []int
-	for more := []int{pid}; len(more) > 0; { // it may start children meanwhile
-		for _, p := range more {
-			if err := syscall.Kill(p, syscall.SIGSTOP); err != nil && p == pid {
-				t.Fatal(err)
-			}
-		}
-		frozen = append(frozen, more...)
-		more = slices.DeleteFunc(children(pid), func(p int) bool { return slices.Contains(frozen, p) })
-	}
-	thaw = func() {
-		for _, p := range slices.Backward(frozen) {
-			_ = syscall.Kill(p, syscall.SIGCONT) // it may be dead
-		}
-		frozen = nil
-	}
-	t.Cleanup(thaw)
-	return thaw
-}
-
-// children returns the children of a process.
-func children(parent int) (all []int) {
-	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
-	for _, name := range stats {
-		b, err := os.ReadFile(name)
-		if err != nil {
-			continue
-		}
-		// pid (name) state parent …
-		fields := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
-		if fields[1] == strconv.Itoa(parent) {
-			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(name)))
-			all = append(all, pid)
-		}
-	}
-	return all
 }
 
 // forget resets the database to the state with the first n events, except for outside effects.

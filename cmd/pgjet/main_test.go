@@ -6,6 +6,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/pgjet/pgjet/internal/testenv"
 	"github.com/pgjet/pgjet/internal/tests/program"
 )
 
@@ -42,7 +43,7 @@ var (
 	openDB           = program.OpenDB
 	checkpoint       = program.Checkpoint
 	startNATSProcess = program.StartNATSProcess
-	freeze           = program.Freeze
+	freeze           = testenv.Freeze
 	ours             = program.Ours
 	postgresProcess  = program.PostgresProcess
 	restartPostgres  = program.RestartPostgres

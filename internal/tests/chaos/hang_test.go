@@ -44,7 +44,7 @@ func TestRelaySaysSoonThatAServerHangs(t *testing.T) {
 					g.flows(20)
 				}
 				epoch := g.epoch()
-				thaw := program.Freeze(t, pid)
+				thaw := testenv.Freeze(t, pid)
 				var noticed sync.WaitGroup
 				for i, r := range relays {
 					noticed.Go(func() {

@@ -56,7 +56,7 @@ func TestChaosNATSPaused(t *testing.T) {
 	g.begin()
 	for range upTo(1, 4) {
 		g.backlog(500, 20)
-		thaw := program.Freeze(t, n.Cmd.Process.Pid)
+		thaw := testenv.Freeze(t, n.Cmd.Process.Pid)
 		g.moment(time.Second)
 		time.Sleep(upTo(8*time.Second, 12*time.Second))
 		thaw()

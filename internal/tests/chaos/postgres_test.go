@@ -32,7 +32,7 @@ func TestChaosPostgreSQL(t *testing.T) {
 	}
 	for range upTo(1, 4) { // paused
 		g.backlog(500, 20)
-		thaw := program.Freeze(t, p.PID())
+		thaw := testenv.Freeze(t, p.PID())
 		time.Sleep(upTo(3*time.Second, 30*time.Second))
 		if scale > 0 {
 			g.says("database_unreachable")

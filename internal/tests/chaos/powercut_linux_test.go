@@ -37,7 +37,7 @@ func TestPowerCut(t *testing.T) {
 			before := g.acknowledged()
 			d.cut()
 			n.Kill()
-			thaw := program.Freeze(t, g.relay.Cmd.Process.Pid)
+			thaw := testenv.Freeze(t, g.relay.Cmd.Process.Pid)
 			d.mount()
 			n.Start()
 			after := int64(0)

@@ -167,7 +167,7 @@ func zombie(t *testing.T, help func(g *rig)) {
 		leads, stands := g.leader(relays)
 		g.backlog(3000, 20)
 		g.moment(150 * time.Millisecond)
-		thaw := program.Freeze(t, leads.Cmd.Process.Pid)
+		thaw := testenv.Freeze(t, leads.Cmd.Process.Pid)
 		begun, frozen := time.Now(), g.epoch()
 		help(g)
 		stands.HasRole(stands.Admin, "leader")
@@ -227,7 +227,7 @@ func TestChaosLateMessages(t *testing.T) {
 		if g.rand.IntN(2) == 0 {
 			leads.Kill()
 		} else {
-			program.Freeze(t, leads.Cmd.Process.Pid)
+			testenv.Freeze(t, leads.Cmd.Process.Pid)
 			g.endSession()
 		}
 		stands.Ready(stands.Admin)

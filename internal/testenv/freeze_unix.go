@@ -1,6 +1,6 @@
 //go:build unix
 
-package program
+package testenv
 
 import (
 	"os"
@@ -10,8 +10,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-
-	"github.com/pgjet/pgjet/internal/devserver"
 )
 
 // Freeze stops a process and its descendants until the returned function is called. They keep their
@@ -54,14 +52,4 @@ func children(parents []int) (all []int) {
 		}
 	}
 	return all
-}
-
-// CrashPostgres kills the server and starts it again, on its port and with its data.
-func CrashPostgres(t *testing.T, p *devserver.Postgres) *devserver.Postgres {
-	t.Helper()
-	if err := syscall.Kill(p.PID(), syscall.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
-	<-p.Done()
-	return RestartPostgres(t, p)
 }
