@@ -93,8 +93,8 @@ func TestForeignBeforeThePruned(t *testing.T) {
 			if is != test.foreign || !is && err != nil {
 				t.Fatalf("the session begins with %v, want foreign: %t", err, test.foreign)
 			}
-			if is && (foreign.Count != 3 || foreign.First.Source != test.source) {
-				t.Errorf("%d events are foreign, the first of %q", foreign.Count, foreign.First.Source)
+			if is && (foreign.Count != 3 || foreign.First.Source != test.source || foreign.First.Sequence != 1) {
+				t.Errorf("%d events are foreign, the first of %q at %d", foreign.Count, foreign.First.Source, foreign.First.Sequence)
 			}
 		})
 	}

@@ -25,6 +25,7 @@ type script struct {
 	bytes []int         // of the payloads, by seq; none: as they are
 
 	sizes    []int    // of the appends of this session
+	again    int      // how many of them say that the stream lost some of their events
 	careless bool     // a batch was sent while it had to be careful
 	unowned  bool     // the stream names no outbox
 	asked    []string // the calls of the database and of the stream
@@ -57,7 +58,7 @@ func (s *script) begin() error {
 	s.Session = &protocol.Session{
 		DB: scriptDatabase{p.db, s}, Stream: scriptStream{s.conn, s}, Chains: s.w.chains, Batches: s.w.batches, Owned: !s.unowned, Careful: careful,
 	}
-	s.sizes, s.careless = nil, false
+	s.sizes, s.again, s.careless = nil, 0, false
 	if s.failAt == 0 {
 		s.asked = nil
 	}
@@ -178,6 +179,9 @@ func (c scriptStream) Send(ctx context.Context, a protocol.Append) error {
 		return err
 	}
 	c.s.sizes = append(c.s.sizes, len(a.Events))
+	if a.Again {
+		c.s.again++
+	}
 	c.s.careless = c.s.careless || c.s.Careful > 0 && a.Form == protocol.Batch
 	return c.conn.Send(ctx, a)
 }
@@ -277,6 +281,9 @@ func TestHealed(t *testing.T) {
 	s.all()
 	if s.Stats.Published != 7 || s.Stats.Healed != 5 {
 		t.Errorf("5 of 7 events had been lost: %+v", s.Stats)
+	}
+	if len(s.sizes) != 5 || s.again != 3 {
+		t.Errorf("%d of %d appends count as repeated, want 3 of 5", s.again, len(s.sizes))
 	}
 	s.commit(good(2)...)
 	if s.all(); s.Stats.Healed != 5 {

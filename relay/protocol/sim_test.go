@@ -62,7 +62,7 @@ func schedules() uint64 {
 //
 // make mutants does the same to each condition and sum of the package. Those that no test
 // notices are harmless:
-//   - form.go, choose: < for <= and >= for > where two durations are compared. If they are
+//   - form.go: < for <= and >= for > where two durations are compared. If they are
 //     the same to the nanosecond, either form is as good.
 //   - resync.go, learn: <= for < chunkSize. A chunk may have one message more.
 func TestSchedulesCatch(t *testing.T) {
