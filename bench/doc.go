@@ -8,6 +8,7 @@
 //
 //	go build -o ../bin/bench . && ../bin/bench -list
 //	../bin/bench -only drain,latency -rounds 5 -json figures.json -plots plots
+//	../bin/bench -plots ../docs/benchmarks -doc ../docs/benchmarks.md
 //
 // It starts its own servers on 127.0.0.1: one PostgreSQL, with fsync and synchronous
 // commits, and two NATS servers, each a process of its own. The lazy one lets the system

@@ -33,6 +33,7 @@ type options struct {
 	dir    string         // where the servers keep their data; "": a temporary directory
 	json   string         // a file for the report
 	plots  string         // a directory for the plots
+	doc    string         // a document in Markdown whose tables are replaced
 	list   bool
 	rows   int // of the scenario limits; 0: 100 000, or 50 000 if quick. Tests make it small
 }
@@ -58,6 +59,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	f.StringVar(&o.dir, "dir", "", "the directory for the servers' data, on the disk to measure")
 	f.StringVar(&o.json, "json", "", "write the report to this `file`, too")
 	f.StringVar(&o.plots, "plots", "", "write plots to this `directory`")
+	f.StringVar(&o.doc, "doc", "", "replace the tables in this `document`, docs/benchmarks.md, by those of the run")
 	f.BoolVar(&o.list, "list", false, "list the scenarios and their variants")
 	if err := f.Parse(args); err != nil {
 		return o, err

@@ -129,6 +129,9 @@ func (r *report) publish(o options, w io.Writer) error {
 	if o.plots != "" {
 		err = errors.Join(err, r.plot(o.plots))
 	}
+	if o.doc != "" {
+		err = errors.Join(err, r.updateDoc(o.doc))
+	}
 	return err
 }
 

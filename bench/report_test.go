@@ -2,8 +2,10 @@ package main
 
 import (
 	"bytes"
+	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 )
@@ -122,5 +124,61 @@ func TestPlots(t *testing.T) {
 	}
 	for _, f := range files {
 		checkXML(t, f)
+	}
+}
+
+// TestDocument: tables of a document are replaced if their scenarios ran, and nothing else is.
+func TestDocument(t *testing.T) {
+	const before, after = `# Figures
+
+<!-- bench: counts -->
+
+| variant | lost |
+|---|---:|
+| pgjet | 7 |
+
+In words.
+
+<!-- bench: later -->
+
+| variant |
+|---|
+| not run |
+`, `# Figures
+
+<!-- bench: counts -->
+
+| variant | server | ratio | lost |
+|---|---|---:|---:|
+| pgjet |  | ×1 | 1 (0–12345) |
+
+In words.
+
+<!-- bench: later -->
+
+| variant |
+|---|
+| not run |
+`
+	if got := testReport().inDoc(before); got != after {
+		t.Errorf("the document is now\n%s", got)
+	}
+	file := filepath.Join(t.TempDir(), "benchmarks.md")
+	if err := os.WriteFile(file, []byte(before), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	documented, err := os.ReadFile("../docs/benchmarks.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range scenarios(options{}) {
+		if n := strings.Count(string(documented), "\n<!-- bench: "+s.name+" -->\n\n|"); n != 1 {
+			t.Errorf("docs/benchmarks.md has %d tables of the scenario %s", n, s.name)
+		}
+	}
+	r := testReport()
+	r.Quick = true
+	if err := r.updateDoc(file); err == nil {
+		t.Error("a quick run is documented")
 	}
 }
