@@ -95,12 +95,13 @@ func (r *Reader) Check(ctx context.Context, now Snapshot) error {
 		return nil
 	}
 	var unseen, late int
+	// The order keeps the planner on the index by xid. It would otherwise read all seqs.
 	err := r.db.QueryRow(ctx, `
 		with unseen as (
-			(select xid, xmin from pgjet.outbox where xid >= $2::xid8 and seq <= $4 limit $5)
+			(select xid, xmin from pgjet.outbox where xid >= $2::xid8 and seq <= $4 order by xid, seq limit $5)
 			union all
 			(select o.xid, o.xmin from unnest($3::xid8[]) as e (xid), lateral (
-				select xid, xmin from pgjet.outbox where xid between e.xid and e.xid and seq <= $4 limit $5) o)
+				select xid, xmin from pgjet.outbox where xid between e.xid and e.xid and seq <= $4 order by xid, seq limit $5) o)
 		)
 		select count(*), count(*) filter (where not pg_visible_in_snapshot(pgjet.outbox_xid(xid, xmin), $1::text::pg_snapshot)) from unseen`,
 		r.checked.String(), r.checked.Xmax, r.checked.Running, r.settled, mostUnseen).Scan(&unseen, &late)

@@ -9,6 +9,7 @@ import (
 	"github.com/pgjet/pgjet/internal/testenv"
 	"github.com/pgjet/pgjet/internal/tests/notes"
 	"github.com/pgjet/pgjet/outbox"
+	"github.com/pgjet/pgjet/relay/backlog"
 )
 
 // settle calls Settle, and then reads, until Settle can find out no more.
@@ -48,6 +49,32 @@ func TestSettle(t *testing.T) {
 	notes.Want(t, c.More(), 2) // it has ended, and was not read yet
 	if got := settle(t, c); got != 3 {
 		t.Errorf("settled up to %d, want 3", got)
+	}
+}
+
+// TestCheckReadsFewRows: whether an event came below the settled seq is found out without reading
+// the events that are there.
+func TestCheckReadsFewRows(t *testing.T) {
+	t.Parallel()
+	const count = 20_000
+	db := testenv.Postgres(t)
+	testenv.Exec(t, db, `insert into pgjet.outbox (id, type, key, data) select gen_random_uuid(), 'note.made', 'k', '{}' from generate_series(1, $1::int)`, count)
+	testenv.Exec(t, db, `analyze pgjet.outbox`)
+	conn := asRelay(t, db)
+	c := notes.NewCursor(t, db)
+	c.Reader = backlog.NewReader(conn)
+	for range count/1000 + 10 {
+		c.Page()
+	}
+	if got := settle(t, c); got != count {
+		t.Fatalf("settled up to %d, want %d", got, count)
+	}
+	before := lookedAt(t, conn)
+	if err := c.Reader.Settle(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if looked := lookedAt(t, conn) - before; looked > count/10 {
+		t.Errorf("looked at %d rows, want at most %d", looked, count/10)
 	}
 }
 
