@@ -3,10 +3,12 @@ package relay
 import (
 	"context"
 	"errors"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgjet/pgjet/internal/operation"
 	"github.com/pgjet/pgjet/internal/postgres"
@@ -22,7 +24,7 @@ type beginner interface {
 }
 
 // Pause makes the relays of a stream publish nothing until [Resume]. The leader finishes
-// its current page and stops within about a second; events wait in the outbox. If the
+// its current page and stops within about a second: see [Quiet]. Events wait in the outbox. If the
 // stream is already paused, Pause changes nothing and returns the existing pause and false.
 // pgjet.operation records by and reason: who paused, and why.
 func Pause(ctx context.Context, db beginner, stream, by, reason string) (p Paused, news bool, err error) {
@@ -43,6 +45,27 @@ func Pause(ctx context.Context, db beginner, stream, by, reason string) (p Pause
 		return err
 	})
 	return p, news, sqlstate.Wrap("pause the relay", err)
+}
+
+// Quiet waits until the leader of a paused stream has reported that it stopped, or no relay
+// leads: then nothing more is published. It reports whether that happened in time.
+func Quiet(ctx context.Context, db *pgxpool.Pool, stream string, p Paused, within time.Duration) (quiet bool, err error) {
+	for deadline := time.Now().Add(within); ; {
+		s, err := ReadStatus(ctx, db, stream)
+		switch l := s.Leader; {
+		case err != nil:
+			return false, err
+		case !s.Leads, l == nil, strings.HasPrefix(l.Cause, "paused:") && l.CauseAt != nil && !l.CauseAt.Before(p.At):
+			return true, nil
+		case time.Now().After(deadline):
+			return false, nil
+		}
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+			return false, ctx.Err()
+		}
+	}
 }
 
 // Resume ends a pause, and returns the pause that it ended; nil if there was none.

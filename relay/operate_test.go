@@ -68,9 +68,11 @@ func TestPauseAndResume(t *testing.T) {
 	if err != nil || !news || first.By != by || first.Reason != reason {
 		t.Fatalf("Pause() = %+v, %t, %v, want news", first, news, err)
 	}
-	b.cause("paused")
-	b.blocked(r, by+": "+reason)
+	if quiet, err := relay.Quiet(t.Context(), b.db, "EVENTS", first, patience); err != nil || !quiet {
+		t.Errorf("Quiet() = %t, %v", quiet, err)
+	}
 	b.append(5)
+	b.blocked(r, by+": "+reason)
 	again, news, err := relay.Pause(t.Context(), b.db, "EVENTS", "bob@host", "other")
 	if err != nil || news || again != first {
 		t.Errorf("a second Pause() = %+v, %t, %v, want %+v and no news", again, news, err, first)
@@ -87,6 +89,9 @@ func TestPauseAndResume(t *testing.T) {
 	}
 	b.settled()
 	b.ready(r)
+	if quiet, err := relay.Quiet(t.Context(), b.db, "EVENTS", first, 0); err != nil || quiet {
+		t.Errorf("after the pause Quiet() = %t, %v", quiet, err)
+	}
 	if was, err = relay.Resume(t.Context(), b.db, "EVENTS", by, reason); err != nil || was != nil {
 		t.Errorf("a second Resume() = %+v, %v, want nothing", was, err)
 	}

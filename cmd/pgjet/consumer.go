@@ -196,7 +196,9 @@ func (s *settings) pause(cmd *cobra.Command, name, reason string) error {
 	if err != nil {
 		return err
 	}
-	drained, err := s.drain(ctx, name)
+	drained, err := s.drain(ctx, func(ctx context.Context, db *pgxpool.Pool) (bool, error) {
+		return status.Drain(ctx, db, name, drainTime)
+	})
 	switch {
 	case err != nil:
 		return errors.Join(showChanged(cmd, name, paused, said...), err)
@@ -208,8 +210,8 @@ func (s *settings) pause(cmd *cobra.Command, name, reason string) error {
 	return showChanged(cmd, name, paused, append(said, "to go on: pgjet consumer resume "+word(name))...)
 }
 
-// drain reports whether no attempt of a paused consumer is in flight.
-func (s *settings) drain(ctx context.Context, name string) (drained bool, err error) {
+// drain asks for drainTime whether what was paused is at rest.
+func (s *settings) drain(ctx context.Context, ask func(ctx context.Context, db *pgxpool.Pool) (bool, error)) (drained bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, drainTime+operateTime)
 	defer cancel()
 	db, err := s.reach(ctx)
@@ -217,7 +219,7 @@ func (s *settings) drain(ctx context.Context, name string) (drained bool, err er
 		return false, err
 	}
 	defer postgres.Close(db)
-	return status.Drain(ctx, db, name, drainTime)
+	return ask(ctx, db)
 }
 
 func (s *settings) consumerResumeCommand() *cobra.Command {

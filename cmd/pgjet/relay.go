@@ -99,36 +99,54 @@ func (s *settings) relayPauseCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "pause",
 		Short: "Publish nothing until it is resumed",
-		Long: `Publish nothing until it is resumed. The leading relay obeys within about a second;
-events wait in the outbox. Pausing twice changes nothing.`,
+		Long: `Publish nothing until it is resumed; events wait in the outbox. The command waits until the
+leading relay has stopped, which takes about a second. Pausing twice changes nothing.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := needReason(reason); err != nil {
 				return err
 			}
-			return s.withDatabase(cmd.Context(), func(ctx context.Context, db *pgxpool.Pool) error {
-				status, err := relay.ReadStatus(ctx, db, s.stream)
-				if err != nil {
-					return err
-				}
-				if status.Leader == nil && status.Paused == nil {
-					return &exitError{exitNotFound, fmt.Errorf("no relay has ever run for stream %s", s.stream)}
-				}
-				p, news, err := relay.Pause(ctx, db, s.stream, actor(), reason)
-				if err != nil {
-					return err
-				}
-				did := fmt.Sprintf("paused stream %s; events wait in the outbox", s.stream)
-				if !news {
-					did = fmt.Sprintf("stream %s was paused already, by %s %s: %s", s.stream, p.By, ago(time.Since(p.At)), p.Reason)
-				}
-				return showChanged(cmd, s.stream, news, did, "to go on: "+s.typed("pgjet relay resume"))
-			})
+			return s.pauseRelay(cmd, reason)
 		},
 	}
 	reasonFlag(cmd.Flags(), &reason)
 	outputFlag(cmd.Flags())
 	return cmd
+}
+
+func (s *settings) pauseRelay(cmd *cobra.Command, reason string) error {
+	var p relay.Paused
+	news, ctx := false, cmd.Context()
+	err := s.withDatabase(ctx, func(ctx context.Context, db *pgxpool.Pool) error {
+		status, err := relay.ReadStatus(ctx, db, s.stream)
+		if err != nil {
+			return err
+		}
+		if status.Leader == nil && status.Paused == nil {
+			return &exitError{exitNotFound, fmt.Errorf("no relay has ever run for stream %s", s.stream)}
+		}
+		p, news, err = relay.Pause(ctx, db, s.stream, actor(), reason)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	said := []string{fmt.Sprintf("paused stream %s; events wait in the outbox", s.stream)}
+	if !news {
+		said[0] = fmt.Sprintf("stream %s was paused already, by %s %s: %s", s.stream, p.By, ago(time.Since(p.At)), p.Reason)
+	}
+	quiet, err := s.drain(ctx, func(ctx context.Context, db *pgxpool.Pool) (bool, error) {
+		return relay.Quiet(ctx, db, s.stream, p, drainTime)
+	})
+	switch {
+	case err != nil:
+		return errors.Join(showChanged(cmd, s.stream, news, said...), err)
+	case quiet:
+		said = append(said, "nothing more is published")
+	default:
+		said = append(said, fmt.Sprintf("after %s the leading relay has not reported that it stopped; to see why: %s", drainTime, s.typed("pgjet relay status")))
+	}
+	return showChanged(cmd, s.stream, news, append(said, "to go on: "+s.typed("pgjet relay resume"))...)
 }
 
 func (s *settings) relayResumeCommand() *cobra.Command {

@@ -89,7 +89,7 @@ func TestRelayPause(t *testing.T) {
 	r, database, _ := startPublishing(t)
 	refused(t, exitUsage, words("relay pause", database), "--reason")
 	refused(t, exitNotFound, words("relay pause --stream NOPE --reason upgrade", database), "no relay has ever run for stream NOPE")
-	says(t, exitOK, "relay pause --reason upgrade", database, "paused stream EVENTS", "pgjet relay resume")
+	says(t, exitOK, "relay pause --reason upgrade", database, "paused stream EVENTS", "nothing more is published", "pgjet relay resume")
 	r.NotReady(r.Admin, "paused")
 	ends(t, exitFindings, "relay status", database, "paused by "+actor(), "upgrade", "next         pgjet relay resume\n")
 	says(t, exitOK, "relay pause --reason again", database, "was paused already, by "+actor(), "upgrade")
