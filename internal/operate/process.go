@@ -1,7 +1,6 @@
 package operate
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"io"
@@ -22,6 +21,8 @@ type Instance struct {
 	Cause  string `json:"cause,omitempty"` // why it is not ready
 
 	Breakers []health.Breaker `json:"breakers,omitempty"` // open breakers
+
+	causes []string // of all its parts that are not ready, as "part: reason"
 }
 
 // Instances returns the processes of one service that answer, or of all services if name is empty,
@@ -60,11 +61,14 @@ func askHealth(ctx context.Context, i registry.Instance) Instance {
 		return Instance{Instance: i, Health: "no_answer", Cause: err.Error()}
 	}
 	defer resp.Body.Close()
-	cause, degraded, breakers := readHealth(resp.Body)
+	causes, degraded, breakers := readHealth(resp.Body)
 	found := Instance{Instance: i, Health: "ready", Breakers: breakers}
 	switch {
 	case resp.StatusCode != http.StatusOK:
-		found.Health, found.Cause = "not_ready", cmp.Or(cause, "it answers "+resp.Status)
+		if len(causes) == 0 {
+			causes = []string{"it answers " + resp.Status}
+		}
+		found.Health, found.Cause, found.causes = "not_ready", causes[0], causes
 	case degraded != "":
 		found.Health, found.Cause = "degraded", degraded
 	}
@@ -74,9 +78,8 @@ func askHealth(ctx context.Context, i registry.Instance) Instance {
 // mostBreakers is the most breakers that are read from one process.
 const mostBreakers = 20
 
-// readHealth returns the first cause that a health page names, the degraded part first, and the
-// breakers.
-func readHealth(page io.Reader) (cause, degraded string, breakers []health.Breaker) {
+// readHealth returns the causes that a health page names, the first degraded part, and the breakers.
+func readHealth(page io.Reader) (causes []string, degraded string, breakers []health.Breaker) {
 	var report struct {
 		Status   string
 		Breakers []health.Breaker
@@ -86,15 +89,18 @@ func readHealth(page io.Reader) (cause, degraded string, breakers []health.Break
 		}
 	}
 	if json.NewDecoder(io.LimitReader(page, 64<<10)).Decode(&report) != nil {
-		return "", "", nil
+		return nil, "", nil
 	}
 	for _, c := range report.Checks {
-		if !c.Ready && cause == "" {
-			cause = c.Name + ": " + c.Cause
+		if !c.Ready {
+			causes = append(causes, c.Name+": "+c.Cause)
 		}
 		if c.Degraded != "" && degraded == "" {
 			degraded = c.Name + ": " + c.Degraded
 		}
 	}
-	return cmp.Or(cause, report.Status), degraded, report.Breakers[:min(len(report.Breakers), mostBreakers)]
+	if len(causes) == 0 && report.Status != "" {
+		causes = []string{report.Status}
+	}
+	return causes, degraded, report.Breakers[:min(len(report.Breakers), mostBreakers)]
 }

@@ -331,6 +331,11 @@ func (v *view) judgeProcesses() {
 			continue
 		}
 		reported[i.HealthURL] = true
+		if n := slices.IndexFunc(i.causes, func(cause string) bool { return !v.known(cause) }); n >= 0 {
+			i.Cause = i.causes[n]
+		} else if len(i.causes) > 0 {
+			continue
+		}
 		i = v.named(i)
 		what := "process " + i.Name
 		if !strings.HasSuffix(i.Name, i.ID) {
@@ -338,6 +343,17 @@ func (v *view) judgeProcesses() {
 		}
 		v.found(what, Process, i.Health, i.Cause, "")
 	}
+}
+
+// known reports whether the cause that a part of a process names is a finding already, for example
+// that its consumer is paused.
+func (v *view) known(cause string) bool {
+	part, reason, _ := strings.Cut(cause, ": ")
+	return slices.ContainsFunc(v.Findings, func(f Finding) bool {
+		rest, is := strings.CutPrefix(reason, f.Code)
+		return is && (rest == "" || rest[0] == ':' || rest[0] == ' ') &&
+			(f.What == "consumer "+part || part == "relay" && strings.HasPrefix(f.What, "relay of "))
+	})
 }
 
 // named returns the service of i's process that the cause is about, or i.
