@@ -83,6 +83,27 @@ func TestRests(t *testing.T) {
 	}
 }
 
+// TestRestsByTheWindow: commits of a whole window decide, however many hints it has. A hint that no
+// commit follows is the last one.
+func TestRestsByTheWindow(t *testing.T) {
+	js, _ := testenv.JetStream(t)
+	s := hint.New(js.Conn(), "EVENTS")
+	for _, tt := range []struct {
+		commits int
+		ago     time.Duration // of the window's beginning
+		rest    time.Duration
+	}{
+		{1, time.Hour, hint.Gap},
+		{500_000, -time.Hour, hint.Gap}, // the window goes on
+		{1, hint.Window, hint.LongGap},  // with those before
+		{1, hint.Window, hint.Gap},
+	} {
+		if rest, due := hint.Announce(s, tt.commits, tt.ago); rest != tt.rest || due {
+			t.Errorf("after %d commits in %s a rest of %s, want %s; another hint is due: %t", tt.commits, tt.ago, rest, tt.rest, due)
+		}
+	}
+}
+
 // A valve is a dialer whose connection sends nothing while it is shut.
 type valve struct {
 	net.Conn

@@ -49,6 +49,29 @@ func TestAppendKeepsEverything(t *testing.T) {
 	}
 }
 
+// TestAppendChecksTheEncoding: on a connection that would change text, nothing is appended.
+func TestAppendChecksTheEncoding(t *testing.T) {
+	t.Parallel()
+	db := testenv.Postgres(t)
+	for what, appendTo := range map[string]func(tx pgx.Tx) error{
+		"Append": func(tx pgx.Tx) error { return outbox.Append(t.Context(), tx, notes.Of("k", 1)) },
+		"AppendAt": func(tx pgx.Tx) error {
+			_, err := outbox.AppendAt(t.Context(), tx, time.Now(), notes.Of("k", 1))
+			return err
+		},
+	} {
+		err := pgx.BeginFunc(t.Context(), db, func(tx pgx.Tx) error {
+			if _, err := tx.Exec(t.Context(), `set local client_encoding = 'LATIN1'`); err != nil {
+				return err
+			}
+			return appendTo(tx)
+		})
+		if err == nil || !strings.Contains(err.Error(), "client_encoding is LATIN1") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
 func TestAppendIsAtomic(t *testing.T) {
 	t.Parallel()
 	db := testenv.Postgres(t)
