@@ -99,6 +99,8 @@ const lockTime = "4s"
 type connection struct {
 	*run
 	session string
+
+	// Used only by the session's goroutine.
 	conn    *pgx.Conn // nil before Open
 	version inbox.Version
 }

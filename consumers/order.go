@@ -45,16 +45,16 @@ func (w *work) alone() bool { return w.isIntent() && (w.Attempts > 1 || w.Deaths
 // different lanes at the same time. It also knows which keys are held: later events of those have
 // to wait behind intents. Several goroutines may use it at the same time.
 type lanes struct {
-	mu      sync.Mutex
-	wake    sync.Cond
-	lanes   map[string]*lane
-	ready   []*lane       // those with work and no worker
 	waiting *atomic.Int64 // number of works in the lanes of all slices of the process
-	intents int           // number of intents in these lanes
+	due     chan struct{} // has an element if intents may be due
+
+	mu      sync.Mutex // guards the following, and the works of the lanes
+	wake    sync.Cond  // that a lane is ready, or that they are closed
+	lanes   map[string]*lane
+	ready   []*lane // those with work and no worker
+	intents int     // number of intents in these lanes
 	held    map[string]bool
 	closed  bool
-
-	due chan struct{} // has an element if intents may be due
 }
 
 type lane struct {

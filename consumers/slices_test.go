@@ -127,18 +127,26 @@ func TestSlicesOfTheDead(t *testing.T) {
 	s.shares(4, 4)
 	s.more(200)
 	s.reaches(s.published)
-	first.kill()
-	began := time.Now()
-	s.more(200)
-	s.reaches(s.published)
-	t.Logf("killed: all was handled again after %s", time.Since(began).Round(time.Millisecond))
-	if took := time.Since(began); took > 5*time.Second {
-		t.Errorf("after a kill it took %s", took)
+	best := time.Hour // on a busy machine some kill takes longer
+	for range 3 {
+		first.kill()
+		began := time.Now()
+		s.more(64) // some for each slice
+		s.reaches(s.published)
+		took := time.Since(began)
+		t.Logf("killed: all was handled again after %s", took.Round(time.Millisecond))
+		if took > 5*time.Second {
+			t.Errorf("after a kill it took %s", took)
+		}
+		best = min(best, took)
+		first = s.run(c)
+		s.shares(4, 4)
 	}
-	third := s.run(c)
-	s.shares(4, 4)
+	if best > time.Second {
+		t.Errorf("after a kill it took at least %s", best)
+	}
 	second.signal(syscall.SIGSTOP)
-	began = time.Now()
+	began := time.Now()
 	s.more(200)
 	s.reaches(s.published)
 	t.Logf("frozen: all was handled again after %s", time.Since(began).Round(time.Millisecond))
@@ -149,7 +157,7 @@ func TestSlicesOfTheDead(t *testing.T) {
 	s.more(200)
 	s.reaches(s.published)
 	s.shares(4, 4)
-	third.stop()
+	first.stop()
 	s.shares(8)
 	s.check(true)
 }
