@@ -127,7 +127,7 @@ func TestChaosDiskFull(t *testing.T) {
 		testenv.Eventually(t, program.Healing, "the disk is full", func() bool {
 			status, body := program.Get(t, g.relay.Admin+"/readyz")
 			if status != 200 {
-				println(body)
+				t.Log(body)
 			}
 			return status != 200
 		})
