@@ -88,7 +88,7 @@ func TestDocsNameCommandsThatExist(t *testing.T) {
 // pages returns all pages for people: those of docs, those at the root, and the designs beside the code.
 func pages(t *testing.T) []string {
 	t.Helper()
-	all := []string{"README.md", "CONTRIBUTING.md", "SECURITY.md", "relay/DESIGN.md", "consumers/inbox/DESIGN.md", "internal/operate/DESIGN.md", "examples/README.md"}
+	all := []string{"README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/reference/consumers.md", "relay/DESIGN.md", "consumers/inbox/DESIGN.md", "internal/operate/DESIGN.md", "examples/README.md"}
 	for _, pattern := range []string{"docs/*.md", "docs/guide/*.md", "docs/runbooks/*.md"} {
 		paths, err := filepath.Glob(root + pattern)
 		if err != nil || len(paths) < 2 {
@@ -129,6 +129,22 @@ func anchors(text string) (all []string) {
 		all = append(all, strings.ReplaceAll(name, " ", "-"))
 	}
 	return all
+}
+
+// TestDocsDrawTheStates: the page on consumers has the state diagram of package inbox.
+func TestDocsDrawTheStates(t *testing.T) {
+	var diagram strings.Builder
+	for line := range strings.Lines(read(t, "consumers/inbox/doc.go")) {
+		if drawn, ok := strings.CutPrefix(line, "//\t"); ok {
+			diagram.WriteString(drawn)
+		}
+	}
+	if diagram.Len() == 0 {
+		t.Fatal("the package comment of inbox has no diagram")
+	}
+	if !strings.Contains(read(t, "docs/consumers.md"), "```\n"+diagram.String()+"```\n") {
+		t.Errorf("docs/consumers.md does not have the diagram of consumers/inbox/doc.go:\n%s", diagram.String())
+	}
 }
 
 // TestEveryCauseIsDocumented: each reason of a relay has a line in docs/cli.md and in a runbook.
