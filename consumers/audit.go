@@ -2,7 +2,10 @@ package consumers
 
 import (
 	"context"
+	"errors"
 	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pgjet/pgjet/consumers/inbox"
 )
@@ -35,9 +38,12 @@ type auditor struct {
 // long: it may use a fiftieth of the time.
 func (a *auditor) count(ctx context.Context) {
 	defer a.metrics.account(nil) // the next owner of the slice reports from now on
-	for {
+	for first := true; ; first = false {
 		begun := time.Now()
 		account, err := readAccount(ctx, a.inbox, a.js, a.stream, a.Consumer.Name)
+		for first && errors.Is(err, jetstream.ErrConsumerNotFound) && time.Since(begun) < countEvery && sleep(ctx, countEvery/20) {
+			account, err = readAccount(ctx, a.inbox, a.js, a.stream, a.Consumer.Name) // other slices may begin just now
+		}
 		switch {
 		case err == nil:
 			a.metrics.account(&account)

@@ -1,9 +1,12 @@
 package consumers_test
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"log/slog"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -160,6 +163,24 @@ func TestSlicesOfTheDead(t *testing.T) {
 	first.stop()
 	s.shares(8)
 	s.check(true)
+}
+
+// TestFirstStartLogsNothingWrong: the events are counted once all slices have begun.
+func TestFirstStartLogsNothingWrong(t *testing.T) {
+	t.Parallel()
+	b := newFixture(t)
+	var log bytes.Buffer
+	r := &consumers.Runner{DB: b.db, JS: b.js, Log: slog.New(slog.NewTextHandler(&log, nil)), Consumer: consumers.Consumer{Name: "test", Slices: 64, Handler: each(write)}}
+	stop := testenv.Run(t, r.Run)
+	b.ready(r)
+	for n := range 20 {
+		b.publish(event(n + 1))
+	}
+	b.handled(20)
+	stop()
+	if text := log.String(); strings.Count(text, "\n") != 1 || !strings.Contains(text, `msg="consumer handles events"`) {
+		t.Errorf("the log is\n%s", text)
+	}
 }
 
 // TestDivided: the number of slices changes while processes with the old number still run: those
