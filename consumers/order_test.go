@@ -349,3 +349,40 @@ func TestUnlimited(t *testing.T) {
 		t.Errorf("it was done at attempt %d, want 26", got)
 	}
 }
+
+// TestKnownEventsHoldTheirKeys: while an event has an intent that its session does not know of, for
+// example since the answer to the commit got lost, later events of its key are not handled.
+func TestKnownEventsHoldTheirKeys(t *testing.T) {
+	t.Parallel()
+	for name, group := range map[string]int{"in a group": 0, "alone": 1} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := newFixture(t)
+			b.log()
+			busy, goOn := make(chan struct{}), make(chan struct{})
+			b.startOn(b.js, consumers.Consumer{Workers: 1, Group: group, Handler: each(func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+				if e.Key == "first" {
+					close(busy)
+					<-goOn
+				}
+				return record(ctx, tx, e)
+			})})
+			b.publish(keyed("first", 1))
+			<-busy
+			waiting := keyed("k", 2)
+			b.publish(waiting, keyed("k", 3), keyed("other", 4))
+			testenv.Eventually(t, patience, "all have arrived", func() bool { return b.info().NumAckPending == 4 })
+			b.exec(`insert into pgjet.inbox (consumer, event_id, state, attempts, generation, stream_seq)
+				select name, '` + waiting.ID.String() + `', 'intent', 1, generation, 2 from pgjet.consumer`)
+			b.exec(`insert into pgjet.intent (consumer, event_id, type, key, stream, generation, stream_seq, subject, header, data, attempts, due_at)
+				select name, '` + waiting.ID.String() + `', 'note.made', 'k', stream, generation, 2, 'events.' || left(md5('k'), 2) || '.note.made', '{}', '{}', 1, 'infinity' from pgjet.consumer`)
+			close(goOn)
+			testenv.Eventually(t, patience, "the later event waits behind the first", func() bool {
+				return b.count(`select count(*) from pgjet.intent`) == 2 && b.count(`select count(*) from done`) == 2
+			})
+			if n := b.count(`select count(*) from done where key = 'k'`); n != 0 {
+				t.Errorf("%d events of the key were handled", n)
+			}
+		})
+	}
+}
