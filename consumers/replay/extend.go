@@ -133,27 +133,31 @@ func (x *extension) undo(ctx context.Context, err error) error {
 	return fmt.Errorf("%w; do this again to finish it (%w)", err, failed)
 }
 
-// restore restores the filters of the durable consumers.
+// restore restores the filters of the durable consumers, also those that look unchanged: if the answer to
+// a change was lost, the server may carry it out later.
 func (x *extension) restore(ctx context.Context) error {
 	if !x.updated || len(x.lacks) == 0 {
 		return nil
 	}
 	for n, before := range x.before {
-		durable, err := x.js.Consumer(ctx, x.stream, before.Durable)
-		if err == nil {
-			c := durable.CachedInfo().Config
-			if len(c.FilterSubjects) == len(before.FilterSubjects) || c.FilterSubject != "" {
-				continue // it was not changed
-			}
-		}
 		if slices.Equal(before.FilterSubjects, x.want[n].FilterSubjects) {
 			continue
 		}
-		if _, err := x.js.UpdateConsumer(ctx, x.stream, before); err != nil {
+		if _, err := x.js.UpdateConsumer(ctx, x.stream, before); err != nil && !x.unchanged(ctx, before) {
 			return fmt.Errorf("restore the filters of durable consumer %s: %w", before.Durable, natsconn.Explain(x.js.Conn(), err, x.role()))
 		}
 	}
 	return nil
+}
+
+// unchanged reports whether a durable consumer has its filters of before.
+func (x *extension) unchanged(ctx context.Context, before jetstream.ConsumerConfig) bool {
+	durable, err := x.js.Consumer(ctx, x.stream, before.Durable)
+	if err != nil {
+		return false
+	}
+	c := durable.CachedInfo().Config
+	return len(c.FilterSubjects) == len(before.FilterSubjects) || c.FilterSubject != ""
 }
 
 func (x *extension) role() string { return "operator --consumer " + x.name }
@@ -201,10 +205,8 @@ func (x *extension) run(ctx context.Context) (result Extended, err error) {
 		return result, err
 	}
 	x.updated = true
-	for _, want := range x.want {
-		if _, err := x.js.UpdateConsumer(ctx, x.stream, want); err != nil {
-			return result, fmt.Errorf("change durable consumer %s: %w", want.Durable, natsconn.Explain(x.js.Conn(), err, x.role()))
-		}
+	if err := x.update(ctx); err != nil {
+		return result, err
 	}
 	if unknown { // and no inbox has done events: everything is delivered anyway
 		return result, x.done(ctx)
@@ -219,6 +221,19 @@ func (x *extension) run(ctx context.Context) (result Extended, err error) {
 	}
 	_, err = inbox.Resume(ctx, x.db, x.name, x.by, "the durable consumer brings "+strings.Join(x.lacks, ", "), inbox.ExtendPause)
 	return result, err
+}
+
+// update changes the durable consumers. It is not cancelled: the server could carry an interrupted change
+// out after the filters were restored.
+func (x *extension) update(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), afterwards)
+	defer cancel()
+	for _, want := range x.want {
+		if _, err := x.js.UpdateConsumer(ctx, x.stream, want); err != nil {
+			return fmt.Errorf("change durable consumer %s: %w", want.Durable, natsconn.Explain(x.js.Conn(), err, x.role()))
+		}
+	}
+	return nil
 }
 
 // begun records what is about to be added.

@@ -81,16 +81,22 @@ func TestInterruptedExtension(t *testing.T) {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
+	watched := make(chan struct{})
 	go func() {
-		testenv.Eventually(t, patience, "the consumer is paused", func() bool {
-			return b.text(`select count(*)::text from pgjet.consumer where paused_at is not null`) == "1"
-		})
+		defer close(watched)
+		for ctx.Err() == nil && b.text(`select count(*)::text from pgjet.consumer where paused_at is not null`) != "1" {
+		}
 		cancel()
 	}()
-	if _, err := replay.Extend(ctx, b.db, b.js, "EVENTS", "notes", want, "ann@host"); err != nil {
+	_, err = replay.Extend(ctx, b.db, b.js, "EVENTS", "notes", want, "ann@host")
+	cancel()
+	<-watched
+	if err != nil {
 		b.publish("note.made 3")
-		b.handles(2)
-	} // else it was done before it was interrupted
+	} else { // it was done before it was interrupted
+		b.start(newer)
+	}
+	b.handles(2)
 	b.settled()
 }
 
