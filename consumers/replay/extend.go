@@ -136,14 +136,14 @@ func (x *extension) undo(ctx context.Context, err error) error {
 // restore restores the filters of the durable consumers, also those that look unchanged: if the answer to
 // a change was lost, the server may carry it out later.
 func (x *extension) restore(ctx context.Context) error {
-	if !x.updated || len(x.lacks) == 0 {
+	if len(x.lacks) == 0 {
 		return nil
 	}
-	for n, before := range x.before {
+	for n, before := range x.before[:x.updated] {
 		if slices.Equal(before.FilterSubjects, x.want[n].FilterSubjects) {
 			continue
 		}
-		if _, err := x.js.UpdateConsumer(ctx, x.stream, before); err != nil && !x.unchanged(ctx, before) {
+		if _, err := x.js.UpdateConsumer(context.WithoutCancel(ctx), x.stream, before); err != nil && !x.unchanged(ctx, before) {
 			return fmt.Errorf("restore the filters of durable consumer %s: %w", before.Durable, natsconn.Explain(x.js.Conn(), err, x.role()))
 		}
 	}
@@ -184,7 +184,7 @@ type extension struct {
 	lacks        []string
 	before, want []jetstream.ConsumerConfig // the same ones
 	paused       bool                       // perhaps by this operation
-	updated      bool                       // perhaps the durable consumers are
+	updated      int                        // so many of the durable consumers are, perhaps
 }
 
 func (x *extension) run(ctx context.Context) (result Extended, err error) {
@@ -204,7 +204,6 @@ func (x *extension) run(ctx context.Context) (result Extended, err error) {
 	if err := inbox.Interrupt(ctx, x.db, x.name); err != nil {
 		return result, err
 	}
-	x.updated = true
 	if err := x.update(ctx); err != nil {
 		return result, err
 	}
@@ -224,12 +223,11 @@ func (x *extension) run(ctx context.Context) (result Extended, err error) {
 }
 
 // update changes the durable consumers. It is not cancelled: the server could carry an interrupted change
-// out after the filters were restored.
+// out after the filters were restored. Each request ends within the time limit of the JetStream client.
 func (x *extension) update(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), afterwards)
-	defer cancel()
 	for _, want := range x.want {
-		if _, err := x.js.UpdateConsumer(ctx, x.stream, want); err != nil {
+		x.updated++
+		if _, err := x.js.UpdateConsumer(context.WithoutCancel(ctx), x.stream, want); err != nil {
 			return fmt.Errorf("change durable consumer %s: %w", want.Durable, natsconn.Explain(x.js.Conn(), err, x.role()))
 		}
 	}
