@@ -38,20 +38,21 @@ type auditor struct {
 // long: it may use a fiftieth of the time.
 func (a *auditor) count(ctx context.Context) {
 	defer a.metrics.account(nil) // the next owner of the slice reports from now on
-	for first := true; ; first = false {
+	for early := 20; ; early-- {
 		begun := time.Now()
 		account, err := readAccount(ctx, a.inbox, a.js, a.stream, a.Consumer.Name)
-		for first && errors.Is(err, jetstream.ErrConsumerNotFound) && time.Since(begun) < countEvery && sleep(ctx, countEvery/20) {
-			account, err = readAccount(ctx, a.inbox, a.js, a.stream, a.Consumer.Name) // other slices may begin just now
-		}
+		rest := max(countEvery, 50*time.Since(begun))
 		switch {
 		case err == nil:
+			early = 0
 			a.metrics.account(&account)
 			a.check(ctx, account)
+		case early > 0 && errors.Is(err, jetstream.ErrConsumerNotFound): // other slices may begin just now
+			rest = countEvery / 20
 		case ctx.Err() == nil:
 			a.log.InfoContext(ctx, "events were not counted", "err", err)
 		}
-		if !sleep(ctx, max(countEvery, 50*time.Since(begun))) {
+		if !sleep(ctx, rest) {
 			return
 		}
 	}
