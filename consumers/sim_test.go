@@ -114,6 +114,8 @@ var simMutants = map[string][]string{
 //     event is an intent.
 //   - work.go, next: held before the intents are written, more of them are written at once.
 //   - due.go, takeDue: the intent has the lane of its key, and the key was held when it was written.
+//   - work.go, next: intents and events from the stream apart. The lanes do not mix them either.
+//   - tenure.go, leave: that the database is writable. Save checks that it is the inbox of the session.
 func TestSchedulesCatch(t *testing.T) {
 	if raced {
 		t.Skip("runs without the race detector, in make test and make schedules")

@@ -15,7 +15,7 @@ import (
 )
 
 // suspects inserts intents, taken by a session whose process is gone, of events that no stream has.
-func (b *fixture) suspects(attempts, deaths int, all ...events.Event) {
+func (b *fixture) suspects(attempts int, all ...events.Event) {
 	b.Helper()
 	for _, e := range all {
 		subject, header, body := e.Message()
@@ -25,9 +25,9 @@ func (b *fixture) suspects(attempts, deaths int, all ...events.Event) {
 		}
 		testenv.Exec(b, b.db, `insert into pgjet.inbox (consumer, event_id, attempts, generation, state) select name, $1, $2, generation, 'intent' from pgjet.consumer`, e.ID, attempts)
 		testenv.Exec(b, b.db, `
-			insert into pgjet.intent (consumer, event_id, attempts, generation, type, key, stream, stream_seq, subject, header, data, deaths, taken_by, taken_at, due_at)
-			select name, $1, $2, generation, $3, $4, stream, 0, $5, $6, $7, $8, 'gone:1:x', now(), now() from pgjet.consumer`,
-			e.ID, attempts, e.Type, e.Key, subject, text, body, deaths)
+			insert into pgjet.intent (consumer, event_id, attempts, generation, type, key, stream, stream_seq, subject, header, data, taken_by, taken_at, due_at)
+			select name, $1, $2, generation, $3, $4, stream, 0, $5, $6, $7, 'gone:1:x', now(), now() from pgjet.consumer`,
+			e.ID, attempts, e.Type, e.Key, subject, text, body)
 	}
 }
 
@@ -52,7 +52,7 @@ func TestSuspectsRunAlone(t *testing.T) {
 	b.ready(r)
 	began := time.Now()
 	a, c := keyed("suspect", 1), keyed("suspect", 2)
-	b.suspects(1, 0, a, c)
+	b.suspects(1, a, c)
 	for n := 3; b.count(`select count(*) from effect where n < 3`) < 2; n++ { // others all the time
 		b.publish(event(n))
 		if time.Since(began) > patience {
@@ -75,7 +75,7 @@ func TestUnrecordedAttempts(t *testing.T) {
 	b := newFixture(t)
 	r, _ := b.startOn(b.js, consumers.Consumer{MaxAttempts: 2, Handler: each(write)})
 	b.ready(r)
-	b.suspects(2, 0, event(1))
+	b.suspects(2, event(1))
 	testenv.Eventually(t, patience, "it is a dead letter", func() bool {
 		return b.count(`select count(*) from pgjet.dead_letter where error like 'max_attempts:%'`) == 1
 	})

@@ -71,6 +71,10 @@ func TestPauseAndResume(t *testing.T) {
 	if quiet, err := relay.Quiet(t.Context(), b.db, "EVENTS", first, patience); err != nil || !quiet {
 		t.Errorf("Quiet() = %t, %v", quiet, err)
 	}
+	later := relay.Paused{At: first.At.Add(time.Hour)}
+	if quiet, err := relay.Quiet(t.Context(), b.db, "EVENTS", later, 0); err != nil || quiet {
+		t.Errorf("the report of an earlier pause counts for a later one: %t, %v", quiet, err)
+	}
 	b.append(5)
 	b.blocked(r, by+": "+reason)
 	again, news, err := relay.Pause(t.Context(), b.db, "EVENTS", "bob@host", "other")

@@ -38,12 +38,14 @@ func TestCausesAreFoundOnce(t *testing.T) {
 	v := new(view)
 	v.found("consumer directory", Consumer, "paused", "by ann@host", "")
 	v.found("relay of EVENTS", Relay, "stream_full", "", "")
+	v.found("relay of BILLS", Relay, "paused", "by ann@host", "")
 	for id, causes := range map[string][]string{
 		"a": {"directory: paused by ann@host at noon"},
 		"b": {"relay: stream_full: maximum bytes exceeded", "directory: paused by ann@host at noon"},
 		"c": {"directory: paused by ann@host at noon", "users: database_unreachable: it is away"},
 		"d": {"mailer: paused by ann@host at noon"},
 		"e": {"relay: stream_full_of_fish"},
+		"f": {"relay: paused: by ann@host: upgrade"},
 	} {
 		v.Processes = append(v.Processes, Instance{
 			Instance: registry.Instance{Name: "x", ID: id, HealthURL: "http://" + id}, Health: "not_ready", Cause: causes[0], causes: causes,
@@ -51,7 +53,7 @@ func TestCausesAreFoundOnce(t *testing.T) {
 	}
 	v.judgeProcesses()
 	found := make(map[string]string)
-	for _, f := range v.Findings[2:] {
+	for _, f := range v.Findings[3:] {
 		found[f.What] = f.Text
 	}
 	want := map[string]string{
