@@ -66,7 +66,7 @@ mutants: ## change one condition or sum at a time: the own tests of what decides
 	# What these add are texts of SQL, and times.
 	for package in consumers/inbox internal/service internal/operate; do $(MUTANTS) --arithmetic-base=false ./$$package || exit; done
 	# The tests of outbox are a package of their own: a copy without all others runs them.
-	rm -rf bin/mutants && mkdir -p bin/mutants && git archive HEAD | tar -x -C bin/mutants
+	rm -rf bin/mutants && mkdir -p bin/mutants && git ls-files | tar -c -T - | tar -x -C bin/mutants
 	cd bin/mutants && find . -name '*_test.go' ! -path './outbox/*' ! -path './internal/tests/outbox/*' -delete && $(MUTANTS) --integration ./outbox
 
 compose-test: ## run compose.yaml on a Docker engine, kill and stop what it starts; says so where there is no engine

@@ -181,4 +181,9 @@ In words.
 	if err := r.updateDoc(file); err == nil {
 		t.Error("a quick run is documented")
 	}
+	r.Quick = false
+	err = r.updateDoc(file)
+	if got, failed := os.ReadFile(file); err != nil || failed != nil || string(got) != after {
+		t.Errorf("the file has %q, %v, %v", got, err, failed)
+	}
 }
