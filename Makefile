@@ -72,7 +72,7 @@ mutants: ## change one condition or sum at a time: the own tests of what decides
 compose-test: ## run compose.yaml on a Docker engine, kill and stop what it starts; says so where there is no engine
 	PGJET_COMPOSE=1 go test -count=1 -timeout 60m -v -run '^TestComposeRun$$' ./cmd/pgjet
 
-bench: ## measure pgjet beside its peers and its limits, about a quarter of an hour; ARGS="-only drain -rounds 5"
+bench: ## measure pgjet beside its peers and its limits, about half an hour; ARGS="-only drain -rounds 5"
 	cd bench && go build -o ../bin/bench .
 	./bin/bench -json bin/bench.json -plots bin/bench-plots $(ARGS)
 

@@ -1,14 +1,14 @@
 // Command bench compares pgjet with its alternatives, and with the limits of PostgreSQL and
 // JetStream on the same machine.
 //
-//	make bench          everything, medians of three rounds, about a quarter of an hour
+//	make bench          everything, medians of three rounds, about half an hour
 //	make bench-quick    a smaller load, once, up to 3 minutes
 //
 // or, from this directory:
 //
 //	go build -o ../bin/bench . && ../bin/bench -list
 //	../bin/bench -only drain,latency -rounds 5 -json figures.json -plots plots
-//	../bin/bench -plots ../docs/benchmarks -doc ../docs/benchmarks.md
+//	../bin/bench -doc ../docs/benchmarks.md
 //
 // It starts its own servers on 127.0.0.1: one PostgreSQL, with fsync and synchronous
 // commits, and two NATS servers, each a process of its own. The lazy one lets the system
