@@ -241,6 +241,61 @@ func TestNoRowBreaksAView(t *testing.T) {
 	}
 }
 
+// TestNoNullBreaksAView: nor does a row in which one column is null, and every other has a value.
+func TestNoNullBreaksAView(t *testing.T) {
+	t.Parallel()
+	url, nats := testenv.DatabaseURL(t), testenv.NATS(t).URL()
+	ensureStream(t, nats)
+	must(t, exitOK, "consumer", "ensure", "directory", "--nats-url", nats)
+	db := openDB(t, url)
+	for table, row := range map[string]struct {
+		insert string
+		views  []string
+	}{
+		"consumer": {`
+			insert into pgjet.consumer (name, stream, stream_created, prefix, types, paused_at, paused_by, pause_reason, place, placed_at, server_start)
+			values ('directory', 'EVENTS', now(), 'pgjet.events', '{user.created}', now(), 'me', 'a test', '1/2', now(), now())`,
+			[]string{"replay directory --all --dry-run", "consumer get directory", "consumer ls"}},
+		"leader": {`
+			insert into pgjet.leader (stream, epoch, process, since, cause, cause_at, paused_at, paused_by, pause_reason, heal_snapshot, heal_floor, place, placed_at, server_start)
+			values ('EVENTS', 1, 'host:1', now(), 'nats_down', now(), now(), 'me', 'a test', '1:1:', 1, '1/2', now(), now())`,
+			[]string{"relay status"}},
+	} {
+		if _, err := db.Exec(t.Context(), row.insert); err != nil {
+			t.Fatal(err)
+		}
+		rows, _ := db.Query(t.Context(), `
+			select column_name::text from information_schema.columns where table_schema = 'pgjet' and table_name = $1 and is_nullable = 'YES' order by 1`, table)
+		columns, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		if err != nil || len(columns) < 5 {
+			t.Fatalf("%s has the columns %v, %v", table, columns, err)
+		}
+		for _, c := range columns {
+			set := fmt.Sprintf(`update pgjet.%s set %s = null`, table, c)
+			switch c { // one is null with the other
+			case "place", "heal_snapshot":
+				continue
+			case "placed_at":
+				set += ", place = null"
+			case "heal_floor":
+				set += ", heal_snapshot = null"
+			}
+			if _, err := db.Exec(t.Context(), set); err != nil {
+				t.Fatal(err)
+			}
+			for _, v := range row.views {
+				view(t, append(strings.Fields(v), "-o", "json", "--database-url", url), nats)
+			}
+			if _, err := db.Exec(t.Context(), `delete from pgjet.`+table); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := db.Exec(t.Context(), row.insert); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
 // view runs a command, and checks what it prints.
 func view(t *testing.T, args []string, nats string) {
 	t.Helper()

@@ -93,7 +93,7 @@ func Open(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream, consume
 	r := &Replay{db: db, js: js, name: consumer}
 	var stream string
 	err := db.QueryRow(ctx, `
-		select stream, stream_created, generation, slices, ordered, effects, paused_at is not null and not starts_with(pause_reason, $2),
+		select stream, stream_created, generation, slices, ordered, effects, paused_at is not null and not starts_with(coalesce(pause_reason, ''), $2),
 		       (select count(*) from pgjet.process p where p.consumer = c.name and seen_at between clock_timestamp() - interval '15 s' and clock_timestamp() + interval '15 s')
 		  from pgjet.consumer c where name = $1`, consumer, inbox.ReplayPause).
 		Scan(&stream, &r.created, &r.generation, &r.slices, &r.ordered, &r.effects, &r.paused, &r.processes)
