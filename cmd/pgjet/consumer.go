@@ -199,15 +199,13 @@ func (s *settings) pause(cmd *cobra.Command, name, reason string) error {
 	drained, err := s.drain(ctx, func(ctx context.Context, db *pgxpool.Pool) (bool, error) {
 		return status.Drain(ctx, db, name, drainTime)
 	})
-	switch {
-	case err != nil:
-		return errors.Join(showChanged(cmd, name, paused, said...), err)
-	case drained:
-		said = append(said, "no attempt is in flight")
-	default:
-		said = append(said, fmt.Sprintf("after %s attempts that began before are still in flight", drainTime))
+	if err == nil && !drained {
+		err = &exitError{exitTimeout, fmt.Errorf("the pause is recorded, but after %s attempts that began before it are still in flight; to see whether they are, run the same command again", drainTime)}
 	}
-	return showChanged(cmd, name, paused, append(said, "to go on: pgjet consumer resume "+word(name))...)
+	if err == nil {
+		said = append(said, "no attempt is in flight")
+	}
+	return errors.Join(showChanged(cmd, name, paused, append(said, "to go on: pgjet consumer resume "+word(name))...), err)
 }
 
 // drain asks for drainTime whether what was paused is at rest.

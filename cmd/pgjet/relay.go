@@ -138,15 +138,14 @@ func (s *settings) pauseRelay(cmd *cobra.Command, reason string) error {
 	quiet, err := s.drain(ctx, func(ctx context.Context, db *pgxpool.Pool) (bool, error) {
 		return relay.Quiet(ctx, db, s.stream, p, drainTime)
 	})
-	switch {
-	case err != nil:
-		return errors.Join(showChanged(cmd, s.stream, news, said...), err)
-	case quiet:
-		said = append(said, "nothing more is published")
-	default:
-		said = append(said, fmt.Sprintf("after %s the leading relay has not reported that it stopped; to see why: %s", drainTime, s.typed("pgjet relay status")))
+	if err == nil && !quiet {
+		err = &exitError{exitTimeout, fmt.Errorf("the pause is recorded, but after %s the leading relay has not reported that it stopped; to see why: %s",
+			drainTime, s.typed("pgjet relay status"))}
 	}
-	return showChanged(cmd, s.stream, news, append(said, "to go on: "+s.typed("pgjet relay resume"))...)
+	if err == nil {
+		said = append(said, "nothing more is published")
+	}
+	return errors.Join(showChanged(cmd, s.stream, news, append(said, "to go on: "+s.typed("pgjet relay resume"))...), err)
 }
 
 func (s *settings) relayResumeCommand() *cobra.Command {
