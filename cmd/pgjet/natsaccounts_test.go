@@ -263,6 +263,11 @@ func TestAccountsKeepRolesApart(t *testing.T) {
 			t.Errorf("%s: after it %d services answer, %v, want %d", a.User, len(found), err, len(listening))
 		}
 	}
+	g.log.mu.Lock()
+	defer g.log.mu.Unlock()
+	for _, line := range g.log.dropped {
+		t.Errorf("a part of an attack had no effect: %s", line)
+	}
 }
 
 func (g *guarded) operator() *nats.Conn {

@@ -51,7 +51,7 @@ func startGuarded(t *testing.T) *guarded {
 func guard(t *testing.T, text string) *guarded {
 	t.Helper()
 	config := filepath.Join(t.TempDir(), "nats.conf")
-	text = fmt.Sprintf("listen: \"127.0.0.1:-1\"\njetstream: { store_dir: %q }\n%s", t.TempDir(), text)
+	text = fmt.Sprintf("listen: \"127.0.0.1:-1\"\njetstream: { store_dir: %q, request_queue_limit: 1000000 }\n%s", t.TempDir(), text)
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -80,8 +80,9 @@ func (g *guarded) url(user string) string {
 
 // violations are the refusals in the server's log.
 type violations struct {
-	mu  sync.Mutex
-	all []string
+	mu      sync.Mutex
+	all     []string
+	dropped []string // why it did not look at requests
 }
 
 func (v *violations) Errorf(format string, args ...any) {
@@ -92,10 +93,16 @@ func (v *violations) Errorf(format string, args ...any) {
 	}
 }
 func (v *violations) Noticef(string, ...any) {}
-func (v *violations) Warnf(string, ...any)   {}
-func (v *violations) Fatalf(string, ...any)  {}
-func (v *violations) Debugf(string, ...any)  {}
-func (v *violations) Tracef(string, ...any)  {}
+func (v *violations) Warnf(format string, args ...any) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if line := fmt.Sprintf(format, args...); strings.Contains(line, "dropping") {
+		v.dropped = append(v.dropped, line)
+	}
+}
+func (v *violations) Fatalf(string, ...any) {}
+func (v *violations) Debugf(string, ...any) {}
+func (v *violations) Tracef(string, ...any) {}
 
 // none checks that the server refused nothing.
 func (v *violations) none(t *testing.T) {
