@@ -107,7 +107,7 @@ func newSimWorld(seed uint64, without string) *simWorld {
 	if w.faults["durable consumer is set back"] {
 		w.faults["delivery is lost"] = false
 	}
-	for _, f := range simMutants[without] {
+	for _, f := range simMutants[without].faults {
 		w.faults[f] = true
 	}
 	w.outside = w.r.IntN(5) == 0
