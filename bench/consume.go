@@ -21,6 +21,7 @@ func consume(o options) scenario {
 	bare := consumption{Form: "two-inserts", Events: few}
 	ordered := consumption{Form: "ordered", Events: some}
 	oneSlice := consumption{Form: "ordered", Events: some, Slices: 1}
+	queued := consumption{Form: "queued", Events: some, Slices: 1}
 	unordered := consumption{Form: "unordered", Events: some}
 	alone := consumption{Form: "ordered", Events: few, Group: 1}
 	failing := consumption{Form: "ordered", Events: some, Failing: 100}
@@ -50,6 +51,7 @@ func consume(o options) scenario {
 			ordered.variant("pgjet singly, ordered", lazy),
 			ordered.variant("pgjet singly, ordered", durable).once(),
 			oneSlice.variant("pgjet singly, ordered, one slice", lazy),
+			queued.variant("pgjet singly, queued, one slice", lazy),
 			unordered.variant("pgjet singly, unordered", lazy),
 			alone.variant("pgjet singly, ordered, Group: 1", lazy),
 			failing.variant("pgjet singly, ordered, 1 % fail", lazy),
@@ -58,6 +60,7 @@ func consume(o options) scenario {
 			bare.onSlowDisk().variant("limit: two inserts, slow disk", none),
 			oneSlice.onSlowDisk().variant("pgjet singly, ordered, one slice, slow disk", lazy),
 			ordered.onSlowDisk().variant("pgjet singly, ordered, slow disk", lazy),
+			queued.onSlowDisk().variant("pgjet singly, queued, one slice, slow disk", lazy),
 			alone.onSlowDisk().variant("pgjet singly, ordered, Group: 1, slow disk", lazy).once(),
 			oneKey.variant("pgjet singly, one key", lazy).among("one key"),
 			oneFails.variant("pgjet singly, one key, one fails", lazy).among("one key"),

@@ -128,6 +128,12 @@ func (c consumption) consumer(count *counter) consumers.Consumer {
 			time.Sleep(externalWait)
 			return nil
 		}, consumed)
+	case "queued":
+		consumer.Handler = consumers.Handle(consumers.OnQueue(func(_ context.Context, b *pgx.Batch, e events.Event, _ unread) error {
+			count.handled(e.Seq)
+			b.Queue(insertEffect, e.ID, e.Seq, "User")
+			return nil
+		}))
 	default:
 		consumer.Handler = consumers.Handle(consumers.OnType(consumed, c.handler(count)))
 	}
@@ -136,6 +142,13 @@ func (c consumption) consumer(count *counter) consumers.Consumer {
 
 // consumed is the type of the events.
 const consumed = "user.created"
+
+// An unread is a payload that is not read.
+type unread struct{}
+
+func (unread) EventType() string               { return consumed }
+func (unread) EventKey() string                { return "" }
+func (*unread) UnmarshalBinary(_ []byte) error { return nil }
 
 // handler returns a handler that inserts a row, or waits.
 func (c consumption) handler(count *counter) func(ctx context.Context, tx pgx.Tx, e events.Event) error {

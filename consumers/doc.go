@@ -55,7 +55,8 @@
 //   - session.go, register.go and share.go are one connected process, tenure.go and align.go one
 //     slice of it.
 //   - receive.go, skip.go, order.go, work.go, claim.go, handle.go, verdict.go and settle.go are the
-//     way of an event, group.go and due.go events that wait together or wait for their time.
+//     way of an event, group.go and due.go events that wait together or wait for their time,
+//     queue.go statements that are sent together.
 //   - database.go is what a session needs of PostgreSQL, copies.go finds copies of the database.
 //   - account.go and audit.go count events; recorded.go, durable.go and telemetry.go are for tools
 //     and monitoring. follow.go is a feed without an inbox.

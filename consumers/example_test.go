@@ -149,6 +149,22 @@ func ExampleHandle() {
 	// Output: on its way <nil>
 }
 
+// A handler that only writes costs no round trip of its own: the statements of many events are sent
+// together.
+func ExampleOnQueue() {
+	parcels := consumers.Handle(consumers.OnQueue(func(ctx context.Context, b *pgx.Batch, e events.Event, paid OrderPaid) error {
+		b.Queue(`insert into parcels (order_id) values ($1)`, paid.OrderID)
+		return outbox.Queue(ctx, b, OrderShipped(paid))
+	}))
+	pgjettest.Example(func(t testing.TB) { // in a test: func TestParcels(t *testing.T) {
+		db := pgjettest.Database(t, `create table parcels (order_id text not null)`)
+		pgjettest.HandleOnce(t, db, parcels, OrderPaid{OrderID: "o-17"}, func(tx pgx.Tx) {
+			fmt.Println(pgjettest.RequireAppended[OrderShipped](t, tx)[0].Payload)
+		})
+	})
+	// Output: {o-17}
+}
+
 // A consumer of all events of orders, also of types that are added later.
 func ExampleOnType() {
 	history := consumers.Consumer{Name: "history", Handler: consumers.Handle(

@@ -14,69 +14,89 @@ import (
 
 // handle calls the handlers for events, and returns for how many: fewer than all if they take long.
 func (c *claim) handle(ctx context.Context, tx pgx.Tx, all []*work, alone bool) (n int, err error) {
+	q := &queueTx{Tx: tx}
 	switch {
 	case len(all) == 0:
 		return 0, nil
 	case c.t.Consumer.Handler.batch == nil && len(all) > 1:
-		return c.handleGroup(ctx, tx, all)
+		return c.handleGroup(ctx, q, all)
 	case alone:
 		all[0].tried++
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.t.Consumer.Timeout)
 	defer cancel()
 	defer c.t.metrics.called(ctx, time.Now())
-	return len(all), c.call(ctx, func() error { return c.handleOne(ctx, tx, all) })
+	return len(all), c.call(ctx, func() error {
+		if err := c.handleOne(ctx, q, all); err != nil {
+			return err
+		}
+		return c.send(ctx, q)
+	})
 }
 
 // handleGroup calls the handlers of a group one after the other in one call: handing each to the
 // calling goroutine and back would cost as much as a quick handler takes. Each has its own time
 // limit. A handler that is abandoned is the last one.
-func (c *claim) handleGroup(ctx context.Context, tx pgx.Tx, all []*work) (int, error) {
-	var n atomic.Int64 // events that are done
+func (c *claim) handleGroup(ctx context.Context, q *queueTx, all []*work) (int, error) {
+	var n atomic.Int64 // events that are done, or the number of the one that failed
 	ctx, cancel := context.WithTimeout(ctx, c.t.Consumer.Timeout+groupTime)
 	defer cancel()
-	err := c.call(ctx, func() error {
+	err := c.call(ctx, func() (err error) {
+		defer func() {
+			if failed := q.culprit(); failed >= 0 {
+				n.Store(int64(failed))
+			}
+		}()
 		for began := time.Now(); int(n.Load()) < len(all) && (n.Load() == 0 || time.Since(began) < groupTime); n.Add(1) {
-			if err := c.handleNext(ctx, tx, all[n.Load():][:1]); err != nil {
+			if err := c.handleNext(ctx, q, all[n.Load():][:1]); err != nil {
 				return err
 			}
+			q.handled()
 		}
-		return nil
+		return c.send(ctx, q)
 	})
-	if err != nil {
-		all[n.Load()].failed = true
+	if failed := int(n.Load()); err != nil && failed < len(all) {
+		all[failed].failed = true
 	}
 	return int(n.Load()), err
 }
 
 // handleNext calls the handler for an event of a group.
-func (c *claim) handleNext(ctx context.Context, tx pgx.Tx, one []*work) (err error) {
+func (c *claim) handleNext(ctx context.Context, q *queueTx, one []*work) (err error) {
 	ctx, span := c.t.startSpan(ctx, one)
 	defer func() { endSpan(span, err) }()
 	ctx, cancel := context.WithTimeout(ctx, c.t.Consumer.Timeout)
 	defer cancel()
 	defer c.t.metrics.called(ctx, time.Now())
-	return attempt.Guard("handler", func() error { return c.handleOne(ctx, tx, one) })
+	return attempt.Guard("handler", func() error { return c.handleOne(ctx, q, one) })
 }
 
 // handleOne calls a handler once, on the goroutine that makes calls.
-func (c *claim) handleOne(ctx context.Context, tx pgx.Tx, all []*work) (err error) {
+func (c *claim) handleOne(ctx context.Context, q *queueTx, all []*work) (err error) {
 	if c.t.Consumer.Handler.batch == nil {
-		err = c.t.Consumer.Handler.each(ctx, tx, all[0].event)
+		err = c.t.Consumer.Handler.each(ctx, q, all[0].event)
 	} else {
 		batch := make([]events.Event, len(all))
 		for i, w := range all {
 			batch[i] = w.event
 		}
-		err = c.t.Consumer.Handler.batch(ctx, tx, batch)
+		err = c.t.Consumer.Handler.batch(ctx, q.Tx, batch)
 	}
 	if err == nil {
 		err = ctx.Err()
 	}
 	if err == nil {
-		err = c.t.inbox.CheckTx(tx)
+		err = c.t.inbox.CheckTx(q.Tx)
 	}
 	return err
+}
+
+// send sends what handlers queued.
+func (c *claim) send(ctx context.Context, q *queueTx) error {
+	if err := q.send(ctx); err != nil {
+		return err
+	}
+	return c.t.inbox.CheckTx(q.Tx)
 }
 
 // call calls handlers with a ctx that ends. After that it waits for one more handler timeout.

@@ -70,7 +70,7 @@ type Handler struct {
 	err    error // why the Handler cannot work
 }
 
-type handleFunc = func(ctx context.Context, tx pgx.Tx, e events.Event) error
+type handleFunc = func(ctx context.Context, q *queueTx, e events.Event) error
 
 // Handle returns a Handler that handles each event in the transaction of its inbox row, by the
 // function for its type. There must be at least one function, and no two for the same type: a type
@@ -118,8 +118,8 @@ func Effect(fn func(ctx context.Context, e events.Event) error, types ...string)
 	return h
 }
 
-// A Typed is a function for events of one type, or of the types that a pattern covers. [On] and
-// [OnType] make one.
+// A Typed is a function for events of one type, or of the types that a pattern covers. [On],
+// [OnQueue], [OnSQL] and [OnType] make one.
 type Typed struct {
 	eventType string // or a pattern
 	handle    handleFunc
@@ -130,20 +130,45 @@ type Typed struct {
 // the format of *T's UnmarshalBinary. A payload that does not decode makes the event a dead letter
 // at once. The function also gets the event, for its id, key, time and source.
 func On[T events.Payload](fn func(ctx context.Context, tx pgx.Tx, e events.Event, p T) error) Typed {
+	return typed("On", fn == nil, func(ctx context.Context, q *queueTx, e events.Event, p T) error {
+		tx, err := q.direct(ctx)
+		if err != nil {
+			return err
+		}
+		return fn(ctx, tx, e, p)
+	})
+}
+
+// OnQueue is [On] for a function that only writes: it queues its statements in b, and they are sent
+// when it has returned, those of all events of a group in one round trip. So a handler costs no
+// round trip of its own, and the attempt about half the time of the processors. The order of the
+// statements is that of the events.
+//
+// The function checks what a statement did by the methods of [*pgx.QueuedQuery], whose functions
+// are called with the answer: if one returns an error, the attempt fails as if the handler had
+// returned it. b must not be used after the function has returned. outbox.Queue appends an event.
+func OnQueue[T events.Payload](fn func(ctx context.Context, b *pgx.Batch, e events.Event, p T) error) Typed {
+	return typed("OnQueue", fn == nil, func(ctx context.Context, q *queueTx, e events.Event, p T) error {
+		return fn(ctx, &q.batch, e, p)
+	})
+}
+
+// typed returns a function for events of type T; by names the function that was given fn.
+func typed[T events.Payload](by string, missing bool, fn func(ctx context.Context, q *queueTx, e events.Event, p T) error) Typed {
 	kind, err := typeOf[T]()
 	switch {
 	case err != nil:
 	case !plainType(kind):
-		err = fmt.Errorf("a handler of On is for type %q, which no event has: EventType of its payload must return one such as user.created, also for the zero value", kind)
-	case fn == nil:
-		err = fmt.Errorf("the handler of On for %s is nil", kind)
+		err = fmt.Errorf("a handler of %s is for type %q, which no event has: EventType of its payload must return one such as user.created, also for the zero value", by, kind)
+	case missing:
+		err = fmt.Errorf("the handler of %s for %s is nil", by, kind)
 	}
-	return Typed{kind, func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+	return Typed{kind, func(ctx context.Context, q *queueTx, e events.Event) error {
 		p, err := events.Decode[T](e)
 		if err != nil {
 			return backoff.Permanent(err)
 		}
-		return fn(ctx, tx, e, p)
+		return fn(ctx, q, e, p)
 	}, err}
 }
 
@@ -177,7 +202,13 @@ func SQLTx(ctx context.Context, tx pgx.Tx, fn func(tx *sql.Tx) error) error {
 // OnType returns a function for events of a type that is only known at run time, or of all types
 // that a pattern covers, such as user.>. [events.Decode] reads the payload.
 func OnType(pattern string, fn func(ctx context.Context, tx pgx.Tx, e events.Event) error) Typed {
-	on := Typed{eventType: pattern, handle: fn}
+	on := Typed{eventType: pattern, handle: func(ctx context.Context, q *queueTx, e events.Event) error {
+		tx, err := q.direct(ctx)
+		if err != nil {
+			return err
+		}
+		return fn(ctx, tx, e)
+	}}
 	if fn == nil {
 		on.err = fmt.Errorf("the handler of OnType for %q is nil", pattern)
 	}
@@ -228,13 +259,13 @@ func dispatch(all []Typed) handleFunc {
 			plain[on.eventType] = on.handle
 		}
 	}
-	return func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+	return func(ctx context.Context, q *queueTx, e events.Event) error {
 		if handle := plain[e.Type]; handle != nil {
-			return handle(ctx, tx, e)
+			return handle(ctx, q, e)
 		}
 		for _, on := range patterns {
 			if overlap(on.eventType, e.Type) {
-				return on.handle(ctx, tx, e)
+				return on.handle(ctx, q, e)
 			}
 		}
 		return unknownType(e.Type)
@@ -266,7 +297,10 @@ func (h Handler) Try(ctx context.Context, tx pgx.Tx, e events.Event) (err error)
 	case h.batch != nil:
 		err = h.batch(ctx, tx, []events.Event{e})
 	default:
-		err = h.each(ctx, tx, e)
+		q := &queueTx{Tx: tx}
+		if err = h.each(ctx, q, e); err == nil {
+			err = q.send(ctx)
+		}
 	}
 	if err == nil {
 		err = attempt.CheckTx("handler", tx)

@@ -1,0 +1,58 @@
+package consumers
+
+import (
+	"context"
+	"slices"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// A queueTx is the transaction of an attempt, with the statements that functions of [OnQueue] have
+// queued. One goroutine uses it.
+type queueTx struct {
+	pgx.Tx
+	batch  pgx.Batch
+	ended  int   // statements that were executed
+	ends   []int // how many statements there were behind each event that was handled
+	failed bool  // one was not executed
+}
+
+// handled records that the function for the next event has returned.
+func (q *queueTx) handled() { q.ends = append(q.ends, q.ended+q.batch.Len()) }
+
+// direct returns the transaction for a function that uses it itself, behind what is queued.
+func (q *queueTx) direct(ctx context.Context) (pgx.Tx, error) { return q.Tx, q.send(ctx) }
+
+// send sends the statements that are queued, and waits for the answers.
+func (q *queueTx) send(ctx context.Context) error {
+	if q.batch.Len() == 0 {
+		return nil
+	}
+	for _, s := range q.batch.QueuedQueries {
+		answer := s.Fn
+		s.Fn = func(br pgx.BatchResults) (err error) {
+			if answer != nil {
+				err = answer(br)
+			} else {
+				_, err = br.Exec()
+			}
+			if err == nil {
+				q.ended++
+			}
+			return err
+		}
+	}
+	q.failed = true // also if an answer panics
+	err := q.SendBatch(ctx, &q.batch).Close()
+	q.failed = err != nil
+	q.batch = pgx.Batch{}
+	return err
+}
+
+// culprit returns the number of the event whose statement failed; -1 if none did.
+func (q *queueTx) culprit() int {
+	if !q.failed {
+		return -1
+	}
+	return slices.IndexFunc(q.ends, func(end int) bool { return end > q.ended })
+}
