@@ -116,7 +116,8 @@ func (d DB) one(ctx context.Context, alone func(*pgxpool.Conn) error, queue func
 	return err
 }
 
-// Acquire is Acquire of a pool. It refuses a connection that stores text wrong.
+// Acquire is Acquire of a pool. It refuses a connection that stores text wrong, and gives the
+// others [quickUUIDs].
 func (d DB) Acquire(ctx context.Context) (*pgxpool.Conn, error) {
 	conn, err := d.Pool.Acquire(ctx)
 	if err != nil {
@@ -126,6 +127,7 @@ func (d DB) Acquire(ctx context.Context) (*pgxpool.Conn, error) {
 		conn.Release()
 		return nil, err
 	}
+	quickUUIDs(conn.Conn())
 	return conn, nil
 }
 
