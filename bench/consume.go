@@ -34,7 +34,7 @@ func consume(o options) scenario {
 		name: "consume", title: "Handling events whose effect is a row",
 		note: fmt.Sprintf("The stream, or River's table, is filled before. The time runs from the first event that a handler gets to the commit of the last."+
 			" Each has %d connections. pgjet singly calls a handler for each event, which inserts a row, by %d workers; events that wait share transactions,"+
-			" 64 at most, or none with Group: 1. Where 1 %% fail, every hundredth event fails at its first attempt, and is tried again %s later on average."+
+			" 64 at most, or none with Group: 1. Queued: it queues the insert (OnQueue), and those of a group are sent together. Where 1 %% fail, every hundredth event fails at its first attempt, and is tried again %s later on average."+
 			" In batches, the handler inserts 500 rows by one statement, by 2 workers."+
 			" Two inserts is the bare transaction without a queue: begin, insert, insert, commit."+
 			" On the slow disk, each fsync and fdatasync of PostgreSQL takes %s or longer."+

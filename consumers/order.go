@@ -5,6 +5,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/pgjet/pgjet/consumers/inbox"
 	"github.com/pgjet/pgjet/consumers/internal/delivery"
 	"github.com/pgjet/pgjet/events"
@@ -25,6 +27,8 @@ type work struct {
 	stored       time.Time         // when the stream stored it; zero if an earlier session got it first
 	waits        bool              // for the time of its next attempt, which will look for events behind it
 	replayed     bool              // the consumer was set back to before it, as for a replay
+	trace        trace.SpanContext // in which the event was created, once traced is set
+	traced       bool
 }
 
 // isIntent reports whether w is an intent, as opposed to an event from the stream.

@@ -304,5 +304,5 @@ func (s *settler) debug(ctx context.Context, w *work, outcome string, e recent.A
 		return
 	}
 	s.log.DebugContext(ctx, "handled", "event_id", w.ID, "type", w.Type, "outcome", outcome,
-		"took", e.Took.Round(10*time.Microsecond), "trace_id", trace.SpanContextFromContext(created(ctx, w.event)).TraceID())
+		"took", e.Took.Round(10*time.Microsecond), "trace_id", trace.SpanContextFromContext(w.created(ctx)).TraceID())
 }

@@ -17,7 +17,6 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/pgjet/pgjet/consumers/inbox"
-	"github.com/pgjet/pgjet/events"
 	"github.com/pgjet/pgjet/internal/attempt"
 	"github.com/pgjet/pgjet/internal/drain"
 	"github.com/pgjet/pgjet/internal/messaging"
@@ -188,7 +187,7 @@ func (m *metrics) handled(ctx context.Context, outcome string) {
 // finished counts an event that is done, with the event's trace as exemplar.
 func (m *metrics) finished(ctx context.Context, w *work) {
 	now := time.Now()
-	ctx = created(ctx, w.event)
+	ctx = w.created(ctx)
 	m.handled(ctx, inbox.Done)
 	if w.replayed {
 		return
@@ -208,7 +207,7 @@ func (m *metrics) called(ctx context.Context, begun time.Time) {
 // event was created; for several it has links to those.
 func (t *tenure) startSpan(ctx context.Context, all []*work) (context.Context, trace.Span) {
 	if len(all) == 1 {
-		ctx = created(ctx, all[0].event)
+		ctx = all[0].created(ctx)
 	}
 	ctx, span := tracer.Start(ctx, "process", trace.WithSpanKind(trace.SpanKindConsumer))
 	if span.IsRecording() {
@@ -244,16 +243,23 @@ func (t *tenure) describe(span trace.Span, all []*work) {
 	}
 	span.SetAttributes(attribute.Int("messaging.batch.message_count", len(all)))
 	for _, w := range all[:min(len(all), mostLinks)] {
-		if at := trace.SpanContextFromContext(created(context.Background(), w.event)); at.IsValid() {
+		if at := trace.SpanContextFromContext(w.created(context.Background())); at.IsValid() {
 			span.AddLink(trace.Link{SpanContext: at})
 		}
 	}
 }
 
-// created returns ctx within the trace in which an event was created.
-func created(ctx context.Context, e events.Event) context.Context {
-	return propagation.TraceContext{}.Extract(ctx,
-		propagation.MapCarrier{"traceparent": e.Traceparent, "tracestate": e.Header["tracestate"]})
+// created returns ctx within the trace in which w's event was created, if it names one.
+func (w *work) created(ctx context.Context) context.Context {
+	if !w.traced {
+		w.traced = true
+		w.trace = trace.SpanContextFromContext(propagation.TraceContext{}.Extract(context.Background(),
+			propagation.MapCarrier{"traceparent": w.event.Traceparent, "tracestate": w.event.Header["tracestate"]}))
+	}
+	if !w.trace.IsValid() {
+		return ctx
+	}
+	return trace.ContextWithRemoteSpanContext(ctx, w.trace)
 }
 
 func endSpan(span trace.Span, err error) {
