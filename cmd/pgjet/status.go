@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -102,7 +103,7 @@ func writeOverview(w io.Writer, s operate.Status) {
 		}
 	}
 	if i := slices.IndexFunc(s.Findings, func(f operate.Finding) bool { return !f.Healthy }); i >= 0 {
-		fmt.Fprintf(w, "\nfor the runbook of a reason, step by step: pgjet explain %s\n", plain(s.Findings[i].Code))
+		fmt.Fprintf(w, "\nfor the runbook of a reason, step by step: pgjet explain %s\n", plain(explainable(s.Findings[i])))
 	}
 	if len(s.Findings) > 0 {
 		fmt.Fprintln(w)
@@ -128,8 +129,22 @@ func writeOverview(w io.Writer, s operate.Status) {
 		}
 	}
 	for _, i := range s.Processes {
-		fmt.Fprintf(w, "process\t%s\t%s, up %s, %s\n", plain(i.Name), i.Health, uptime(i.Started), plain(i.Version))
+		cause := ""
+		if i.Cause != "" {
+			cause = ": " + short(i.Cause)
+		}
+		fmt.Fprintf(w, "process\t%s\t%s, up %s, %s%s\n", plain(i.Name), i.Health, uptime(i.Started), plain(i.Version), plain(cause))
 	}
+}
+
+// explainable returns the word with which pgjet explain begins with the runbook of a finding: its
+// reason, or the name of the runbook if that reason has another one first.
+func explainable(f operate.Finding) string {
+	first := slices.IndexFunc(operate.Reasons, func(r operate.Reason) bool { return r.Code == f.Code })
+	if f.Runbook == "" || first < 0 || operate.Reasons[first].Runbook == f.Runbook {
+		return f.Code
+	}
+	return strings.TrimSuffix(f.Runbook, ".md")
 }
 
 // aboutFailures describes how many of the last attempts failed, and the last error; "" if none did.

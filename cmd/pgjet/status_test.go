@@ -77,6 +77,7 @@ func TestStatus(t *testing.T) {
 	m.NotReady(m.Admin, "paused")
 	const paused = "consumer welcome-mailer paused -> pgjet consumer resume welcome-mailer"
 	finds(t, exitFindings, database, nats, paused) // and no second time that its process is not ready
+	says(t, exitFindings, asked("status", nats), database, "pgjet explain consumer-not-moving\n", "process    pgjet-welcome-mailer   not_ready, up ", ": welcome-mailer: paused")
 
 	db := openDB(t, database)
 	testenv.Exec(t, db, `insert into pgjet.quarantine (seq, event_id, reason) values (7, gen_random_uuid(), 'too large')`)
