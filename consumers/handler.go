@@ -140,9 +140,8 @@ func On[T events.Payload](fn func(ctx context.Context, tx pgx.Tx, e events.Event
 }
 
 // OnQueue is [On] for a function that only writes: it queues its statements in b, and they are sent
-// when it has returned, those of all events of a group in one round trip. So a handler costs no
-// round trip of its own, and the attempt about half the time of the processors. The order of the
-// statements is that of the events.
+// when it has returned, those of all events of a group in one round trip: with a backlog, a handler
+// costs no round trip of its own. The order of the statements is that of the events.
 //
 // The function checks what a statement did by the methods of [*pgx.QueuedQuery], whose functions
 // are called with the answer: if one returns an error, the attempt fails as if the handler had
