@@ -120,7 +120,8 @@ func (c *claim) note(ctx context.Context) {
 
 // first handles events from the stream in the transaction of their inbox rows, unless those exist.
 func (c *claim) first(ctx context.Context) error {
-	return c.t.inbox.Claim(ctx, messages(c.all), func(tx pgx.Tx, fresh []bool) error {
+	var untried []*work
+	err := c.t.inbox.Claim(ctx, messages(c.all), func(tx pgx.Tx, fresh []bool) error {
 		c.tried, c.known, c.left = nil, nil, nil
 		var behind []*work // events behind known ones of their keys, which may wait for an attempt
 		known := make(map[string]bool)
@@ -137,11 +138,35 @@ func (c *claim) first(ctx context.Context) error {
 		}
 		n, err := c.handle(ctx, tx, c.tried, len(c.all) == 1)
 		if err != nil {
+			untried = slices.Concat(c.tried[min(n+1, len(c.tried)):], behind)
 			return err
 		}
 		c.tried, c.left = c.tried[:n], slices.Concat(c.tried[n:], behind)
 		return c.t.inbox.Unclaim(ctx, tx, messages(c.left))
 	})
+	if errors.Is(err, attempt.ErrEnded) {
+		c.disown(context.WithoutCancel(ctx), untried, err)
+	}
+	return err
+}
+
+// disown deletes the inbox rows of events that no handler got, which a handler committed too early.
+// Otherwise they would count as done.
+func (c *claim) disown(ctx context.Context, untried []*work, why error) {
+	c.t.log.ErrorContext(ctx, "a handler ended its transaction: if it committed, what it wrote stays, and its event counts as done", "err", why)
+	if len(untried) == 0 {
+		return
+	}
+	limit, cancel := context.WithTimeout(ctx, rememberTime)
+	defer cancel()
+	err := backoff.Retry(func() error {
+		return c.t.inbox.Check(limit, func(tx pgx.Tx) error { return c.t.inbox.Unclaim(limit, tx, messages(untried)) })
+	}, backoff.WithContext(backoff.NewConstantBackOff(200*time.Millisecond), limit))
+	for _, w := range untried {
+		if err != nil {
+			c.t.log.ErrorContext(ctx, "an event counts as done although no handler got it; replay it with pgjet replay --again", "event_id", w.ID, "err", err)
+		}
+	}
 }
 
 // again handles events of taken intents, in the transaction that makes them done.

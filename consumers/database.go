@@ -11,7 +11,6 @@ import (
 
 	"github.com/pgjet/pgjet/consumers/inbox"
 	"github.com/pgjet/pgjet/consumers/internal/membership"
-	"github.com/pgjet/pgjet/internal/attempt"
 	"github.com/pgjet/pgjet/internal/lead"
 	"github.com/pgjet/pgjet/internal/postgres"
 	"github.com/pgjet/pgjet/internal/rivals"
@@ -78,7 +77,7 @@ type sliceInbox interface {
 	Check(ctx context.Context, fn func(tx pgx.Tx) error) error
 
 	// In a transaction of Claim or Check.
-	CheckTx(tx pgx.Tx) error // returns an error if tx cannot commit although the handler returned nil
+	CheckTx(ctx context.Context, tx pgx.Tx) error
 	Unclaim(ctx context.Context, tx pgx.Tx, all []*inbox.Message) error
 	Finish(ctx context.Context, tx pgx.Tx, all []*inbox.Intent, began time.Time, took time.Duration) error
 	Again(ctx context.Context, tx pgx.Tx, i *inbox.Intent, wait time.Duration, e inbox.Ending) error
@@ -312,5 +311,3 @@ func (t *tenureInbox) Save(ctx context.Context, floor, high uint64, stored time.
 func (t *tenureInbox) NameLock(ctx context.Context, err error) error {
 	return inbox.NameLock(ctx, t.DB, err)
 }
-
-func (t *tenureInbox) CheckTx(tx pgx.Tx) error { return attempt.CheckTx("handler", tx) }

@@ -80,15 +80,23 @@ func (c *claim) handleOne(ctx context.Context, q *queueTx, all []*work) (err err
 		for i, w := range all {
 			batch[i] = w.event
 		}
-		err = c.t.Consumer.Handler.batch(ctx, q.Tx, batch)
+		err = c.t.Consumer.Handler.batch(ctx, q, batch)
 	}
 	if err == nil {
 		err = ctx.Err()
 	}
 	if err == nil {
-		err = c.t.inbox.CheckTx(q.Tx)
+		err = c.check(ctx, q)
 	}
 	return err
+}
+
+// check returns an error if the transaction cannot commit although the handlers returned nil.
+func (c *claim) check(ctx context.Context, q *queueTx) error {
+	if err := q.check(); err != nil {
+		return err
+	}
+	return c.t.inbox.CheckTx(ctx, q.Tx)
 }
 
 // send sends what handlers queued.
@@ -96,7 +104,7 @@ func (c *claim) send(ctx context.Context, q *queueTx) error {
 	if err := q.send(ctx); err != nil {
 		return err
 	}
-	return c.t.inbox.CheckTx(q.Tx)
+	return c.check(ctx, q)
 }
 
 // call calls handlers with a ctx that ends. After that it waits for one more handler timeout.

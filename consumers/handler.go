@@ -46,7 +46,9 @@ import (
 // rolled back, see [Consumer.Group].
 //
 // An attempt also fails, and counts, if the function returns nil but left tx unable to commit: rows
-// open, a failed statement hidden, the connection closed or the transaction ended. It must not
+// open, a failed statement hidden, the connection closed or the transaction ended. tx refuses to be
+// ended: by Commit, by Rollback, and by such a statement, although the attempt fails also if the
+// function ignores that; savepoints are fine. A function must not end it behind tx, by tx.Conn(), or
 // change the database session: set local is for the transaction alone.
 //
 // ctx ends when the attempt's time is up. A shutdown does not end it: an attempt that has begun may
@@ -284,6 +286,7 @@ func (h Handler) Handles(eventType string) bool {
 // to e in a [Runner], also if the function left tx unable to commit. It writes no inbox row, sets
 // no deadline, and recovers no panic. It is for tests; package pgjettest makes them short.
 func (h Handler) Try(ctx context.Context, tx pgx.Tx, e events.Event) (err error) {
+	q := &queueTx{Tx: tx}
 	switch {
 	case h.err != nil:
 		return h.err
@@ -294,12 +297,14 @@ func (h Handler) Try(ctx context.Context, tx pgx.Tx, e events.Event) (err error)
 	case h.effect != nil:
 		return h.effect(ctx, e)
 	case h.batch != nil:
-		err = h.batch(ctx, tx, []events.Event{e})
+		err = h.batch(ctx, q, []events.Event{e})
 	default:
-		q := &queueTx{Tx: tx}
 		if err = h.each(ctx, q, e); err == nil {
 			err = q.send(ctx)
 		}
+	}
+	if err == nil {
+		err = q.check()
 	}
 	if err == nil {
 		err = attempt.CheckTx("handler", tx)

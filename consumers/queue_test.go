@@ -83,8 +83,8 @@ func TestQueuedInOrder(t *testing.T) {
 	}
 }
 
-// TestQueuedFails: a statement that fails, and an answer that is refused or panics, fail the event
-// that queued them; the others go on together.
+// TestQueuedFails: a statement that fails, an answer that is refused or panics, and a statement that
+// would end the transaction fail the event that queued them; the others go on together.
 func TestQueuedFails(t *testing.T) { // not in parallel: how large groups get depends on what else keeps the processors busy
 	b := newFixture(t)
 	b.exec(`alter table effect add check (n <> 5)`)
@@ -106,21 +106,23 @@ func TestQueuedFails(t *testing.T) { // not in parallel: how large groups get de
 				})
 			case 30:
 				b.Queue(`select 1`).Query(func(pgx.Rows) error { panic("ouch") })
+			case 40:
+				b.Queue(`commit`)
 			}
 			return queueWrite(ctx, b, e, n)
 		}),
 	)})
 	b.settled()
-	if got := b.count(`select count(distinct n) from effect where n not in (5, 20, 30)`); got != n-3 {
-		t.Errorf("%d of %d events are done", got, n-3)
+	if got := b.count(`select count(distinct n) from effect where n not in (5, 20, 30, 40)`); got != n-4 {
+		t.Errorf("%d of %d events are done", got, n-4)
 	}
-	for number, like := range map[int]string{5: "%effect_n_check%", 20: "there is no such note", 30: "%panicked: ouch%"} {
+	for number, like := range map[int]string{5: "%effect_n_check%", 20: "there is no such note", 30: "%panicked: ouch%", 40: "%tried to end its transaction%"} {
 		if got := b.count(`select count(*) from pgjet.dead_letter where stream_seq = $1 and attempts = 1 and error like $2`, number, like); got != 1 {
 			t.Errorf("event %d has %d dead letters like %q", number, got, like)
 		}
 	}
 	if got := b.transactions(); got > n/3 {
-		t.Errorf("%d events, of which 3 failed, were handled in %d transactions", n, got)
+		t.Errorf("%d events, of which 4 failed, were handled in %d transactions", n, got)
 	}
 	for i := range calls {
 		if got := calls[i].Load(); got > 3 {

@@ -1101,7 +1101,7 @@ func (r *simInbox) claim(ctx context.Context, tx *simTx, m *inbox.Message, row s
 	return true, nil
 }
 
-func (r *simInbox) CheckTx(pgx.Tx) error { return nil }
+func (r *simInbox) CheckTx(context.Context, pgx.Tx) error { return nil }
 
 func (r *simInbox) Unclaim(ctx context.Context, t pgx.Tx, all []*inbox.Message) error {
 	if len(all) == 0 {

@@ -3,6 +3,7 @@ package inbox
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strconv"
 	"time"
 
@@ -70,7 +71,7 @@ func (t *Tenure) transactOnce(ctx context.Context, first func(*pgx.Batch), fn fu
 	if err == nil {
 		var is bool
 		if is, err = same(ctx, tx); err == nil && !is {
-			err = errors.New("the handler ended its transaction and began another one")
+			err = errEnded
 		}
 	}
 	switch {
@@ -106,6 +107,21 @@ func (t *Tenure) begin(ctx context.Context, conn *pgxpool.Conn, idle time.Durati
 	results := conn.SendBatch(ctx, b)
 	return results.Tx(), failed("begin an attempt", results.Close())
 }
+
+// CheckTx returns an error if a handler returned nil but left tx, the transaction of an attempt,
+// unable to commit, and [attempt.ErrEnded] if it ended it, or began another one.
+func (t *Tenure) CheckTx(ctx context.Context, tx pgx.Tx) error {
+	if err := attempt.CheckTx("handler", tx); err != nil {
+		return err
+	}
+	is, err := same(ctx, tx)
+	if err == nil && !is {
+		err = errEnded
+	}
+	return err
+}
+
+var errEnded = fmt.Errorf("the handler %w", attempt.ErrEnded)
 
 // same reports whether tx is still the transaction that begin began. A handler may have ended it
 // and begun another, for example by rollback and chain, which undid the inbox row.

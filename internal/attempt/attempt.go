@@ -25,6 +25,9 @@ type Panic struct {
 // Error returns the panic's value as text.
 func (p *Panic) Error() string { return p.text }
 
+// ErrEnded is why [CheckTx] refuses a transaction that is over.
+var ErrEnded = errors.New("ended its transaction, which is not for it to do: return nil to commit it, an error to roll it back")
+
 // CheckTx returns an error if a call, named by what, returned nil but left tx unable to
 // commit.
 func CheckTx(what string, tx pgx.Tx) error {
@@ -34,8 +37,10 @@ func CheckTx(what string, tx pgx.Tx) error {
 		return fmt.Errorf("the %s lost its connection: it closed it, or the context of a statement ended before the statement did", what)
 	case conn.IsBusy():
 		return fmt.Errorf("the %s left rows open, or a statement running; close the rows before it returns", what)
+	case conn.TxStatus() == 'E':
+		return fmt.Errorf("the %s hid that a statement failed", what)
 	case conn.TxStatus() != 'T':
-		return fmt.Errorf("the %s hid that a statement failed, or ended its transaction", what)
+		return fmt.Errorf("the %s %w", what, ErrEnded)
 	}
 	return nil
 }

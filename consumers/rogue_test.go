@@ -1,0 +1,85 @@
+package consumers_test
+
+import (
+	"context"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgjet/pgjet/consumers"
+	"github.com/pgjet/pgjet/events"
+)
+
+// TestHandlersCannotEndTheTransaction: a handler that tries to end its transaction fails alone. The
+// other events of its group are done, once, whatever it tries.
+func TestHandlersCannotEndTheTransaction(t *testing.T) {
+	t.Parallel()
+	exec := func(sql string) func(ctx context.Context, tx pgx.Tx) error {
+		return func(ctx context.Context, tx pgx.Tx) error {
+			_, _ = tx.Exec(ctx, sql) // hides the error
+			return nil
+		}
+	}
+	for name, c := range map[string]struct {
+		end     func(ctx context.Context, tx pgx.Tx) error
+		commits bool // it gets through
+	}{
+		"Commit":               {func(ctx context.Context, tx pgx.Tx) error { _ = tx.Commit(ctx); return nil }, false},
+		"Rollback":             {func(ctx context.Context, tx pgx.Tx) error { _ = tx.Rollback(ctx); return nil }, false},
+		"commit":               {exec(`commit`), false},
+		"commit and chain":     {exec(" -- now\n/* at\nonce */ COMMIT and chain"), false},
+		"rollback":             {exec(`;rollback; begin`), false},
+		"prepare transaction":  {exec(`prepare transaction 'x'`), false},
+		"commit of connection": {func(ctx context.Context, tx pgx.Tx) error { _, err := tx.Conn().Exec(ctx, `commit`); return err }, true},
+		"commit and chain of connection": {
+			func(ctx context.Context, tx pgx.Tx) error {
+				_, err := tx.Conn().Exec(ctx, `commit and chain`)
+				return err
+			}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := newFixture(t)
+			const n, rogue = 48, 20
+			for i := range n {
+				b.publish(event(i + 1))
+			}
+			b.startOn(b.js, consumers.Consumer{Workers: 1, MaxAttempts: 1, Handler: each(func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+				if err := write(ctx, tx, e); err != nil || e.Seq != rogue {
+					return err
+				}
+				return c.end(ctx, tx)
+			})})
+			b.settled()
+			dead := b.count(`select count(*) from pgjet.dead_letter where stream_seq = $1 and error like '%tried to end its transaction%'`, rogue)
+			switch {
+			case c.commits && dead == 0: // an event whose handler committed is done
+				b.once(n)
+			case !c.commits && dead == 1:
+				b.once(n - 1)
+			default:
+				t.Errorf("%d dead letters of the handler that tried", dead)
+			}
+		})
+	}
+}
+
+// TestSavepoints: what does not end the transaction is allowed.
+func TestSavepoints(t *testing.T) {
+	t.Parallel()
+	b := newFixture(t)
+	b.publish(event(1), event(2))
+	b.startOn(b.js, consumers.Consumer{MaxAttempts: 1, Handler: each(func(ctx context.Context, tx pgx.Tx, e events.Event) error {
+		if e.Seq == 1 {
+			return pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error { return write(ctx, tx, e) })
+		}
+		for _, sql := range []string{`savepoint a`, `insert into effect values (0)`, `rollback to a`, `rollback work to savepoint a`, `release a`, `prepare p as select 1`, `deallocate p`} {
+			if _, err := tx.Exec(ctx, sql); err != nil {
+				return err
+			}
+		}
+		return write(ctx, tx, e)
+	})})
+	b.settled()
+	b.once(2)
+}
