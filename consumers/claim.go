@@ -120,7 +120,7 @@ func (c *claim) note(ctx context.Context) {
 
 // first handles events from the stream in the transaction of their inbox rows, unless those exist.
 func (c *claim) first(ctx context.Context) error {
-	var untried []*work
+	var untried []*work // of a transaction that a handler ended
 	err := c.t.inbox.Claim(ctx, messages(c.all), func(tx pgx.Tx, fresh []bool) error {
 		c.tried, c.known, c.left = nil, nil, nil
 		var behind []*work // events behind known ones of their keys, which may wait for an attempt
@@ -138,29 +138,32 @@ func (c *claim) first(ctx context.Context) error {
 		}
 		n, err := c.handle(ctx, tx, c.tried, len(c.all) == 1)
 		if err != nil {
-			untried = slices.Concat(c.tried[min(n+1, len(c.tried)):], behind)
+			if !errors.Is(err, attempt.ErrAbandoned) && c.t.inbox.Ended(tx) {
+				untried = slices.Concat(c.tried[min(n+1, len(c.tried)):], behind)
+				c.t.log.ErrorContext(ctx, "a handler ended its transaction: if it committed, what it wrote stays, and its event counts as done", "err", err)
+			}
 			return err
 		}
 		c.tried, c.left = c.tried[:n], slices.Concat(c.tried[n:], behind)
 		return c.t.inbox.Unclaim(ctx, tx, messages(c.left))
 	})
-	if errors.Is(err, attempt.ErrEnded) {
-		c.disown(context.WithoutCancel(ctx), untried, err)
+	if len(untried) > 0 {
+		c.disown(ctx, untried)
 	}
 	return err
 }
 
-// disown deletes the inbox rows of events that no handler got, which a handler committed too early.
-// Otherwise they would count as done.
-func (c *claim) disown(ctx context.Context, untried []*work, why error) {
-	c.t.log.ErrorContext(ctx, "a handler ended its transaction: if it committed, what it wrote stays, and its event counts as done", "err", why)
-	if len(untried) == 0 {
-		return
-	}
-	limit, cancel := context.WithTimeout(ctx, rememberTime)
+// disown deletes the inbox rows of events that no handler got, in case that a handler has committed
+// them. They would count as done.
+func (c *claim) disown(ctx context.Context, untried []*work) {
+	limit, cancel := c.rememberLimit(ctx)
 	defer cancel()
 	err := backoff.Retry(func() error {
-		return c.t.inbox.Check(limit, func(tx pgx.Tx) error { return c.t.inbox.Unclaim(limit, tx, messages(untried)) })
+		err := c.t.inbox.Check(limit, func(tx pgx.Tx) error { return c.t.inbox.Unclaim(limit, tx, messages(untried)) })
+		if errors.Is(err, inbox.ErrSuperseded) {
+			return backoff.Permanent(err)
+		}
+		return err
 	}, backoff.WithContext(backoff.NewConstantBackOff(200*time.Millisecond), limit))
 	for _, w := range untried {
 		if err != nil {
@@ -194,9 +197,8 @@ func (c *claim) remember(ctx context.Context) error {
 }
 
 func (c *claim) rememberOnce(ctx context.Context) error {
-	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), rememberTime)
+	limit, cancel := c.rememberLimit(ctx)
 	defer cancel()
-	defer context.AfterFunc(c.t.session.stopping, func() { time.AfterFunc(stopRemembering, cancel) })()
 	b := backoff.WithContext(backoff.NewConstantBackOff(200*time.Millisecond), limit)
 	return backoff.Retry(func() error {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(limit), pingTime)
@@ -208,6 +210,16 @@ func (c *claim) rememberOnce(ctx context.Context) error {
 		c.t.session.database.Renew(err)
 		return err
 	}, b)
+}
+
+// rememberLimit returns a context for what a process tries to commit even if it has to stop.
+func (c *claim) rememberLimit(ctx context.Context) (context.Context, context.CancelFunc) {
+	limit, end := context.WithTimeout(context.WithoutCancel(ctx), rememberTime)
+	stop := context.AfterFunc(c.t.session.stopping, func() { time.AfterFunc(stopRemembering, end) })
+	return limit, func() {
+		stop()
+		end()
+	}
 }
 
 func intents(all []*work) []*inbox.Intent {

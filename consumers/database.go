@@ -78,6 +78,7 @@ type sliceInbox interface {
 
 	// In a transaction of Claim or Check.
 	CheckTx(ctx context.Context, tx pgx.Tx) error
+	Ended(tx pgx.Tx) bool
 	Unclaim(ctx context.Context, tx pgx.Tx, all []*inbox.Message) error
 	Finish(ctx context.Context, tx pgx.Tx, all []*inbox.Intent, began time.Time, took time.Duration) error
 	Again(ctx context.Context, tx pgx.Tx, i *inbox.Intent, wait time.Duration, e inbox.Ending) error

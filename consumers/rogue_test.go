@@ -2,6 +2,7 @@ package consumers_test
 
 import (
 	"context"
+	"errors"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -20,6 +21,11 @@ func TestHandlersCannotEndTheTransaction(t *testing.T) {
 			return nil
 		}
 	}
+	behind := func(sql string, then func() error) func(ctx context.Context, tx pgx.Tx) error { // behind the back of tx
+		return func(ctx context.Context, tx pgx.Tx) error {
+			return errors.Join(do(ctx, tx, sql), then())
+		}
+	}
 	for name, c := range map[string]struct {
 		end     func(ctx context.Context, tx pgx.Tx) error
 		commits bool // it gets through
@@ -30,12 +36,10 @@ func TestHandlersCannotEndTheTransaction(t *testing.T) {
 		"commit and chain":     {exec(" -- now\n/* at\nonce */ COMMIT and chain"), false},
 		"rollback":             {exec(`;rollback; begin`), false},
 		"prepare transaction":  {exec(`prepare transaction 'x'`), false},
-		"commit of connection": {func(ctx context.Context, tx pgx.Tx) error { _, err := tx.Conn().Exec(ctx, `commit`); return err }, true},
-		"commit and chain of connection": {
-			func(ctx context.Context, tx pgx.Tx) error {
-				_, err := tx.Conn().Exec(ctx, `commit and chain`)
-				return err
-			}, true},
+		"of connection":        {behind(`commit`, func() error { return nil }), true},
+		"of connection, chain": {behind(`commit and chain`, func() error { return nil }), true},
+		"of connection, error": {behind(`commit`, func() error { return errors.New("no") }), true},
+		"of connection, panic": {behind(`commit and chain`, func() error { panic("no") }), true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -1103,6 +1103,8 @@ func (r *simInbox) claim(ctx context.Context, tx *simTx, m *inbox.Message, row s
 
 func (r *simInbox) CheckTx(context.Context, pgx.Tx) error { return nil }
 
+func (r *simInbox) Ended(pgx.Tx) bool { return false }
+
 func (r *simInbox) Unclaim(ctx context.Context, t pgx.Tx, all []*inbox.Message) error {
 	if len(all) == 0 {
 		return nil

@@ -121,6 +121,12 @@ func (t *Tenure) CheckTx(ctx context.Context, tx pgx.Tx) error {
 	return err
 }
 
+// Ended reports whether a handler may have ended tx, the transaction of an attempt that failed.
+func (t *Tenure) Ended(tx pgx.Tx) bool {
+	conn := tx.Conn().PgConn()
+	return conn.TxStatus() == 'I' || conn.ParameterStatus("application_name") != AttemptName
+}
+
 var errEnded = fmt.Errorf("the handler %w", attempt.ErrEnded)
 
 // same reports whether tx is still the transaction that begin began. A handler may have ended it
