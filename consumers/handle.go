@@ -14,7 +14,7 @@ import (
 
 // handle calls the handlers for events, and returns for how many: fewer than all if they take long.
 func (c *claim) handle(ctx context.Context, tx pgx.Tx, all []*work, alone bool) (n int, err error) {
-	q := &queueTx{Tx: tx}
+	q := newQueueTx(tx)
 	switch {
 	case len(all) == 0:
 		return 0, nil
@@ -93,10 +93,10 @@ func (c *claim) handleOne(ctx context.Context, q *queueTx, all []*work) (err err
 
 // check returns an error if the transaction cannot commit although the handlers returned nil.
 func (c *claim) check(ctx context.Context, q *queueTx) error {
-	if err := q.check(); err != nil {
+	if err := q.Check(); err != nil {
 		return err
 	}
-	return c.t.inbox.CheckTx(ctx, q.Tx)
+	return c.t.inbox.CheckTx(ctx, q.Tx.Tx)
 }
 
 // send sends what handlers queued.

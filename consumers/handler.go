@@ -286,7 +286,7 @@ func (h Handler) Handles(eventType string) bool {
 // to e in a [Runner], also if the function left tx unable to commit. It writes no inbox row, sets
 // no deadline, and recovers no panic. It is for tests; package pgjettest makes them short.
 func (h Handler) Try(ctx context.Context, tx pgx.Tx, e events.Event) (err error) {
-	q := &queueTx{Tx: tx}
+	q := newQueueTx(tx)
 	switch {
 	case h.err != nil:
 		return h.err
@@ -304,7 +304,7 @@ func (h Handler) Try(ctx context.Context, tx pgx.Tx, e events.Event) (err error)
 		}
 	}
 	if err == nil {
-		err = q.check()
+		err = q.Check()
 	}
 	if err == nil {
 		err = attempt.CheckTx("handler", tx)

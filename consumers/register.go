@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgjet/pgjet/consumers/inbox"
+	"github.com/pgjet/pgjet/internal/attempt"
 	"github.com/pgjet/pgjet/internal/lead"
 )
 
@@ -183,7 +184,12 @@ func (s *session) rebuildIfAsked(ctx context.Context) error {
 		if s.Consumer.Clear == nil {
 			return nil
 		}
-		if err := s.Consumer.Clear(ctx, tx); err != nil {
+		guarded := &attempt.Tx{Tx: tx, What: "function Clear"}
+		err := s.Consumer.Clear(ctx, guarded)
+		if err == nil {
+			err = guarded.Check()
+		}
+		if err != nil {
 			return fmt.Errorf("clear before the replay: %w", err)
 		}
 		return nil

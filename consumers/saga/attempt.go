@@ -82,10 +82,11 @@ func (r *Runner) within(ctx context.Context, x *Record, t task, s *Saga, claiman
 	after := *x
 	after.Steps = slices.Clone(x.Steps)
 	err = r.transact(ctx, func(tx pgx.Tx) error {
-		if err := r.callStep(ctx, func() error { return t.local(ctx, tx, s) }); err != nil {
+		guarded := &attempt.Tx{Tx: tx, What: "step"}
+		if err := r.callStep(ctx, func() error { return t.local(ctx, guarded, s) }); err != nil {
 			return &stepError{err}
 		}
-		if err := attempt.CheckTx("step", tx); err != nil {
+		if err := errors.Join(guarded.Check(), attempt.CheckTx("step", tx)); err != nil {
 			return &stepError{err}
 		}
 		e.result, _ = after.settle(&r.Saga, t, s, nil)

@@ -131,6 +131,7 @@ func TestLocalStepIsGivenUp(t *testing.T) {
 			return err
 		},
 		"ended":     func(ctx context.Context, tx pgx.Tx) error { return tx.Rollback(ctx) },
+		"committed": func(ctx context.Context, tx pgx.Tx) error { _ = tx.Commit(ctx); return nil },
 		"deadline":  func(ctx context.Context, _ pgx.Tx) error { <-ctx.Done(); return ctx.Err() },
 		"abandoned": func(ctx context.Context, _ pgx.Tx) error { <-ctx.Done(); time.Sleep(3 * time.Second); return nil },
 	}
@@ -156,7 +157,7 @@ func TestLocalStepIsGivenUp(t *testing.T) {
 			if want := "a:undone b:undone bad:failed"; steps(x) != want || x.Reason != "bad_failed" || x.Steps[2].Error == "" {
 				t.Errorf("steps %s, %+v, want %s", steps(x), x, want)
 			}
-			if says := x.Steps[2].Error; name == "hidden" && !strings.Contains(says, "hid that a statement failed") || name == "ended" && !strings.Contains(says, "ended its transaction") {
+			if says := x.Steps[2].Error; name == "hidden" && !strings.Contains(says, "hid that a statement failed") || (name == "ended" || name == "committed") && !strings.Contains(says, "tried to end its transaction") {
 				t.Errorf("the error is %q", says)
 			}
 			b.books()
