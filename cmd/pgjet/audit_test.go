@@ -100,7 +100,7 @@ func published(t *testing.T, database string, last int) {
 // names each, with the rights of an operator, and nothing else.
 func TestAuditFindsEachDifference(t *testing.T) {
 	t.Parallel()
-	count := 100_000
+	count := 30_000
 	if raced {
 		count = 10_000
 	}

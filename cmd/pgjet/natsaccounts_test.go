@@ -383,7 +383,7 @@ func (g *guarded) attack(nc *nats.Conn, a natsAccount) {
 			}
 		}
 	}
-	if err := nc.Flush(); err != nil {
+	if err := nc.FlushTimeout(time.Minute); err != nil {
 		g.t.Fatal(err)
 	}
 }
