@@ -114,7 +114,8 @@ func newSimWorld(seed uint64, without string) *simWorld {
 	w.c = Consumer{Name: "sim", Workers: 1 + w.r.IntN(3), Group: 1 + w.r.IntN(4), Slices: 1 << w.r.IntN(4), ParkKey: w.r.IntN(3) == 0,
 		Timeout: time.Second, MinRetry: 20 * time.Millisecond, MaxRetry: 500 * time.Millisecond, MaxAttempts: 3,
 		Handler: Handle(OnType(simType, func(ctx context.Context, tx pgx.Tx, e events.Event) error {
-			return tx.(*simTx).p.handle(ctx, tx.(*simTx), e)
+			own := tx.(*queueTx).Tx.Tx.(*simTx)
+			return own.p.handle(ctx, own, e)
 		}))}
 	if w.r.IntN(6) == 0 {
 		w.c.Unordered, w.c.Slices, w.c.ParkKey = true, 1, false
