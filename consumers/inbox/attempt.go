@@ -121,10 +121,11 @@ func (t *Tenure) CheckTx(ctx context.Context, tx pgx.Tx) error {
 	return err
 }
 
-// Ended reports whether a handler may have ended tx, the transaction of an attempt that failed.
+// Ended reports whether a handler may have ended tx, the transaction of an attempt that failed. A
+// failed statement, which also resets the application name, is no end.
 func (t *Tenure) Ended(tx pgx.Tx) bool {
 	conn := tx.Conn().PgConn()
-	return conn.TxStatus() == 'I' || conn.ParameterStatus("application_name") != AttemptName
+	return conn.TxStatus() == 'I' || conn.TxStatus() == 'T' && conn.ParameterStatus("application_name") != AttemptName
 }
 
 var errEnded = fmt.Errorf("the handler %w", attempt.ErrEnded)
