@@ -140,7 +140,8 @@ func (c *claim) first(ctx context.Context) error {
 		if err != nil {
 			if !errors.Is(err, attempt.ErrAbandoned) && c.t.inbox.Ended(tx) {
 				untried = slices.Concat(c.tried[min(n+1, len(c.tried)):], behind)
-				c.t.log.ErrorContext(ctx, "a handler ended its transaction: if it committed, what it wrote stays, and its event counts as done", "err", err)
+				c.t.log.ErrorContext(ctx, "a handler ended its transaction: if it committed, what it wrote stays, and its event counts as done",
+					"event_id", c.tried[min(n, len(c.tried)-1)].ID)
 			}
 			return err
 		}

@@ -41,7 +41,7 @@ func (c *claim) handleGroup(ctx context.Context, q *queueTx, all []*work) (int, 
 	var n atomic.Int64 // events that are done, or the number of the one that failed
 	ctx, cancel := context.WithTimeout(ctx, c.t.Consumer.Timeout+groupTime)
 	defer cancel()
-	err := c.call(ctx, func() (err error) {
+	err := c.call(ctx, func() error {
 		defer func() {
 			if failed := q.culprit(); failed >= 0 {
 				n.Store(int64(failed))
@@ -93,7 +93,7 @@ func (c *claim) handleOne(ctx context.Context, q *queueTx, all []*work) (err err
 
 // check returns an error if the transaction cannot commit although the handlers returned nil.
 func (c *claim) check(ctx context.Context, q *queueTx) error {
-	if err := q.Check(); err != nil {
+	if err := q.Misused(); err != nil {
 		return err
 	}
 	return c.t.inbox.CheckTx(ctx, q.Tx.Tx)

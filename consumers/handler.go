@@ -46,10 +46,10 @@ import (
 // rolled back, see [Consumer.Group].
 //
 // An attempt also fails, and counts, if the function returns nil but left tx unable to commit: rows
-// open, a failed statement hidden, the connection closed or the transaction ended. tx refuses to be
-// ended: by Commit, by Rollback, and by such a statement, although the attempt fails also if the
-// function ignores that; savepoints are fine. A function must not end it behind tx, by tx.Conn(), or
-// change the database session: set local is for the transaction alone.
+// open, a failed statement hidden, the connection closed or the transaction ended. tx refuses Commit,
+// Rollback, and statements that would end it; then the attempt fails even if the function ignores the
+// refusal. Savepoints are fine. A function must not end the transaction by other means, such as
+// tx.Conn(), nor change the database session: set local is for the transaction alone.
 //
 // ctx ends when the attempt's time is up. A shutdown does not end it: an attempt that has begun may
 // finish. A function that goes on for long after ctx has ended is abandoned, and its transaction
@@ -141,13 +141,13 @@ func On[T events.Payload](fn func(ctx context.Context, tx pgx.Tx, e events.Event
 	})
 }
 
-// OnQueue is [On] for a function that only writes: it queues its statements in b, and they are sent
-// when it has returned, those of all events of a group in one round trip: with a backlog, a handler
-// costs no round trip of its own. The order of the statements is that of the events.
+// OnQueue is [On] for a function that only writes. It queues its statements in b, and they are sent
+// when it has returned; those of a group of events share a round trip, in the order of the events. So
+// with a backlog a handler costs no round trip of its own.
 //
-// The function checks what a statement did by the methods of [*pgx.QueuedQuery], whose functions
-// are called with the answer: if one returns an error, the attempt fails as if the handler had
-// returned it. b must not be used after the function has returned. outbox.Queue appends an event.
+// To see what a statement did, the function gives the [*pgx.QueuedQuery] a function of its own, which
+// gets the answer. If that returns an error, the attempt fails as if the handler had returned it. b
+// must not be used after the function has returned. outbox.Queue appends an event.
 func OnQueue[T events.Payload](fn func(ctx context.Context, b *pgx.Batch, e events.Event, p T) error) Typed {
 	return typed("OnQueue", fn == nil, func(ctx context.Context, q *queueTx, e events.Event, p T) error {
 		return fn(ctx, &q.batch, e, p)
@@ -305,9 +305,6 @@ func (h Handler) Try(ctx context.Context, tx pgx.Tx, e events.Event) (err error)
 	}
 	if err == nil {
 		err = q.Check()
-	}
-	if err == nil {
-		err = attempt.CheckTx("handler", tx)
 	}
 	return err
 }

@@ -14,10 +14,10 @@ import (
 // some of its events have not been handled. One goroutine uses it.
 type queueTx struct {
 	attempt.Tx
-	batch  pgx.Batch
-	ended  int   // statements that were executed
-	ends   []int // how many statements there were behind each event that was handled
-	failed bool  // one was not executed
+	batch    pgx.Batch
+	executed int
+	behind   []int // how many statements had been queued when the function for each event returned
+	failed   bool  // a statement was not executed
 }
 
 func newQueueTx(tx pgx.Tx) *queueTx {
@@ -25,7 +25,7 @@ func newQueueTx(tx pgx.Tx) *queueTx {
 }
 
 // handled records that the function for the next event has returned.
-func (q *queueTx) handled() { q.ends = append(q.ends, q.ended+q.batch.Len()) }
+func (q *queueTx) handled() { q.behind = append(q.behind, q.executed+q.batch.Len()) }
 
 // direct returns the transaction for a function that uses it itself, behind what is queued.
 func (q *queueTx) direct(ctx context.Context) (pgx.Tx, error) { return q, q.send(ctx) }
@@ -38,7 +38,7 @@ func (q *queueTx) send(ctx context.Context) error {
 	q.failed = true // also if an answer panics
 	for i, s := range q.batch.QueuedQueries {
 		if err := q.Allow(s.SQL); err != nil {
-			q.ended += i
+			q.executed += i
 			return err
 		}
 	}
@@ -51,7 +51,7 @@ func (q *queueTx) send(ctx context.Context) error {
 				_, err = br.Exec()
 			}
 			if err == nil {
-				q.ended++
+				q.executed++
 			}
 			return err
 		}
@@ -67,5 +67,5 @@ func (q *queueTx) culprit() int {
 	if !q.failed {
 		return -1
 	}
-	return slices.IndexFunc(q.ends, func(end int) bool { return end > q.ended })
+	return slices.IndexFunc(q.behind, func(n int) bool { return n > q.executed })
 }

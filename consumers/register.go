@@ -187,7 +187,7 @@ func (s *session) rebuildIfAsked(ctx context.Context) error {
 		guarded := &attempt.Tx{Tx: tx, What: "function Clear"}
 		err := s.Consumer.Clear(ctx, guarded)
 		if err == nil {
-			err = guarded.Check()
+			err = guarded.Misused()
 		}
 		if err != nil {
 			return fmt.Errorf("clear before the replay: %w", err)

@@ -87,3 +87,27 @@ func TestSavepoints(t *testing.T) {
 	b.settled()
 	b.once(2)
 }
+
+// TestClearCannotEndTheTransaction: a Clear that tries to commit clears nothing, and is not taken for
+// one that has cleared.
+func TestClearCannotEndTheTransaction(t *testing.T) {
+	t.Parallel()
+	b := newFixture(t)
+	c := consumers.Consumer{Handler: each(write)}
+	b.publish(event(1))
+	_, stop := b.startOn(b.js, c)
+	b.settled()
+	stop()
+	b.exec(`update pgjet.consumer set rebuild = true`)
+	c.Clear = func(ctx context.Context, tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, `delete from effect`)
+		_ = tx.Commit(ctx)
+		return err
+	}
+	r, _ := b.startOn(b.js, c)
+	b.blocked(r, "the function Clear tried to end its transaction")
+	b.once(1)
+	if n := b.count(`select count(*) from pgjet.consumer where rebuild`); n != 1 {
+		t.Error("the consumer counts as cleared")
+	}
+}

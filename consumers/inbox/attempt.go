@@ -3,7 +3,6 @@ package inbox
 import (
 	"context"
 	"errors"
-	"fmt"
 	"strconv"
 	"time"
 
@@ -109,7 +108,7 @@ func (t *Tenure) begin(ctx context.Context, conn *pgxpool.Conn, idle time.Durati
 }
 
 // CheckTx returns an error if a handler returned nil but left tx, the transaction of an attempt,
-// unable to commit, and [attempt.ErrEnded] if it ended it, or began another one.
+// unable to commit, ended it, or began another one.
 func (t *Tenure) CheckTx(ctx context.Context, tx pgx.Tx) error {
 	if err := attempt.CheckTx("handler", tx); err != nil {
 		return err
@@ -128,7 +127,7 @@ func (t *Tenure) Ended(tx pgx.Tx) bool {
 	return conn.TxStatus() == 'I' || conn.TxStatus() == 'T' && conn.ParameterStatus("application_name") != AttemptName
 }
 
-var errEnded = fmt.Errorf("the handler %w", attempt.ErrEnded)
+var errEnded = attempt.Ended("handler")
 
 // same reports whether tx is still the transaction that begin began. A handler may have ended it
 // and begun another, for example by rollback and chain, which undid the inbox row.

@@ -86,7 +86,7 @@ func (r *Runner) within(ctx context.Context, x *Record, t task, s *Saga, claiman
 		if err := r.callStep(ctx, func() error { return t.local(ctx, guarded, s) }); err != nil {
 			return &stepError{err}
 		}
-		if err := errors.Join(guarded.Check(), attempt.CheckTx("step", tx)); err != nil {
+		if err := guarded.Check(); err != nil {
 			return &stepError{err}
 		}
 		e.result, _ = after.settle(&r.Saga, t, s, nil)

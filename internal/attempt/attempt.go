@@ -25,8 +25,10 @@ type Panic struct {
 // Error returns the panic's value as text.
 func (p *Panic) Error() string { return p.text }
 
-// ErrEnded is why [CheckTx] refuses a transaction that is over.
-var ErrEnded = errors.New("ended its transaction, which is not for it to do: return nil to commit it, an error to roll it back")
+const notItsEnd = "its transaction, which is not for it to do: return nil to commit it, an error to roll it back"
+
+// Ended returns the error of a call, named by what, that ended its transaction.
+func Ended(what string) error { return fmt.Errorf("the %s ended "+notItsEnd, what) }
 
 // CheckTx returns an error if a call, named by what, returned nil but left tx unable to
 // commit.
@@ -40,7 +42,7 @@ func CheckTx(what string, tx pgx.Tx) error {
 	case conn.TxStatus() == 'E':
 		return fmt.Errorf("the %s hid that a statement failed", what)
 	case conn.TxStatus() != 'T':
-		return fmt.Errorf("the %s %w", what, ErrEnded)
+		return Ended(what)
 	}
 	return nil
 }

@@ -18,10 +18,10 @@ type Tx struct {
 	misused bool   // it tried to end it
 }
 
-// Commit fails, and so does [Tx.Check].
+// Commit refuses, see [Tx.Misused].
 func (t *Tx) Commit(context.Context) error { return t.refuse() }
 
-// Rollback fails, and so does [Tx.Check].
+// Rollback refuses, see [Tx.Misused].
 func (t *Tx) Rollback(context.Context) error { return t.refuse() }
 
 // Exec is that of the transaction, after [Tx.Allow].
@@ -32,8 +32,7 @@ func (t *Tx) Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandT
 	return t.Tx.Exec(ctx, sql, args...)
 }
 
-// Allow returns an error if the first command of sql would end the transaction. Then [Tx.Check]
-// fails, too.
+// Allow refuses a statement whose first command would end the transaction.
 func (t *Tx) Allow(sql string) error {
 	if endsTx(sql) {
 		return t.refuse()
@@ -43,15 +42,23 @@ func (t *Tx) Allow(sql string) error {
 
 func (t *Tx) refuse() error {
 	t.misused = true
-	return t.Check()
+	return t.Misused()
 }
 
-// Check returns an error if the call tried to end the transaction.
-func (t *Tx) Check() error {
+// Misused returns an error if the call tried to end the transaction, which was refused.
+func (t *Tx) Misused() error {
 	if t.misused {
-		return fmt.Errorf("the %s tried to end its transaction, which is not for it to do: return nil to commit it, an error to roll it back", t.What)
+		return fmt.Errorf("the %s tried to end "+notItsEnd, t.What)
 	}
 	return nil
+}
+
+// Check returns the error of [Tx.Misused] or [CheckTx].
+func (t *Tx) Check() error {
+	if err := t.Misused(); err != nil {
+		return err
+	}
+	return CheckTx(t.What, t.Tx)
 }
 
 // endsTx reports whether the first command of sql ends a transaction.
